@@ -20,9 +20,10 @@ from joblib.externals.loky import get_reusable_executor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from openbrainmass.cohort.build import build_store
 from openbrainmass.cohort.cohort import Cohort
-from openbrainmass.cohort.folder import read_folder
-from openbrainmass.cohort.store import build_store, load_cohort
+from openbrainmass.cohort.layouts.read import read_source
+from openbrainmass.cohort.store import load_cohort
 from openbrainmass.evaluation.baselines import Connectome, floors
 from openbrainmass.evaluation.evaluate import evaluate
 from openbrainmass.evaluation.probes import LogisticProbe, SupportVectorProbe
@@ -92,7 +93,7 @@ def main() -> None:
         if (options.path / "manifest.json").is_file():
             cohort = load_cohort(options.path)
         else:
-            cohort = build_store(read_folder(options.path), Path(temporary) / "store")
+            cohort = build_store(read_source(options.path), Path(temporary) / "store")
         print(repr(cohort))
         started = time.perf_counter()
         (all_floors if options.floors else reference_rows)(cohort, options.jobs)

@@ -17,7 +17,10 @@ from openbrainmass.durable import read_json, read_tsv, write_tsv
 from openbrainmass.model.checkpoint import Checkpoint
 from openbrainmass.model.settings import preset
 
-VERBS = ("demo", "run", "cohort", "pretrain", "embed", "evaluate", "explain", "report", "convert", "datasets", "tasks")
+VERBS = (
+    "demo", "run", "cohort", "export", "bridge", "fetch", "pretrain", "embed", "evaluate", "explain", "report", "convert",
+    "datasets", "tasks",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -205,16 +208,28 @@ def test_nothing_that_is_there_is_overwritten(command, folder, store, checkpoint
 
 
 def test_missing_file(command, folder, tmp_path):
-    name = first_array(folder).name
-    first_array(folder).unlink()
-    refused(command("cohort", folder, "--out", tmp_path / "out"), name, "does not exist")
-    nothing_written(tmp_path / "out")
+    file = first_array(folder)
+    bold = np.load(file)
+    file.unlink()
+    refused(command("cohort", folder, "--out", tmp_path / "out"), file.name, "does not exist", "--skip-unreadable")
+    assert not (tmp_path / "out").exists()
+    np.save(file, bold)
+    assert "12 recordings" in command("cohort", folder, "--out", tmp_path / "out")[1]
+    assert not [path for path in tmp_path.glob(".out*")]
+
+
+def test_files_that_cannot_be_read_are_left_out_when_that_is_asked_for(command, folder, tmp_path):
+    first_array(folder).write_bytes(b"torn")
+    code, out, _ = command("cohort", folder, "--out", tmp_path / "out", "--skip-unreadable")
+    assert code == 0 and "11 recordings" in out and "Excluded: 1 unreadable" in out
+    table = read_tsv(tmp_path / "out" / "exclusions.tsv")
+    assert table["reason"].tolist() == ["unreadable"] and first_array(folder).name in table["detail"][0]
 
 
 def test_wrong_shape(command, folder, tmp_path):
     np.save(first_array(folder), np.zeros((3, 4, 5), dtype=np.float32))
     refused(command("cohort", folder, "--out", tmp_path / "out"), first_array(folder).name, "(3, 4, 5)")
-    nothing_written(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_transposed(command, folder, tmp_path):

@@ -77,10 +77,24 @@ def test_every_reason_for_an_exclusion_is_explained() -> None:
     assert not _missing("your-data.md", REASONS)
 
 
-def test_every_quality_setting_is_explained() -> None:
-    from openbrainmass.cohort.quality import QualitySettings
+def test_every_setting_of_a_cohort_is_explained_with_its_default() -> None:
+    from openbrainmass.cohort.curate import CurationSettings
 
-    assert not _missing("your-data.md", set(QualitySettings.model_fields))
+    text = (DOCS / "your-data.md").read_text()
+    for section, part in CurationSettings():
+        for name, value in part:
+            shown = {True: "true", False: "false", None: "none"}.get(value, value) if value != {} else "none"
+            assert re.search(rf"^\| `{section}\.{name}` \| `?{re.escape(str(shown))}`? \|", text, re.MULTILINE), name
+
+
+def test_the_table_of_layouts_says_what_the_code_says() -> None:
+    from openbrainmass.cohort.layouts.read import LAYOUTS
+
+    text = (DOCS / "your-data.md").read_text()
+    for layout in LAYOUTS.values():
+        patterns = ", ".join(f"`{pattern}`" for pattern in layout.patterns)
+        row = f"| `{layout.name}` | {layout.title} | {patterns} | {layout.header} |".replace("||", "")
+        assert row in text, row
 
 
 def test_every_key_of_a_run_is_explained() -> None:

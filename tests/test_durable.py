@@ -294,3 +294,135 @@ def test_json_is_written_for_people_too(tmp_path: Path) -> None:
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert text == '{\n  "name": "Zürich"\n}\n'
     assert json.loads(text) == {"name": "Zürich"}
+
+
+cells = st.one_of(
+    st.none(), st.integers(-9, 9), st.floats(width=32), st.booleans(), st.text("ab\t\"'\n é", min_size=1, max_size=4)
+)
+
+
+@given(rows=st.lists(st.fixed_dictionaries({}, optional={"a": cells, "b": cells}), min_size=1, max_size=4))
+def test_rows_are_written_as_their_table_would_be(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    table = pd.DataFrame([[row.get("a"), row.get("b")] for row in rows], columns=["a", "b"], dtype=object)
+    durable.write_rows(folder / "rows.tsv", ["a", "b"], iter(rows))
+    durable.write_tsv(folder / "table.tsv", table)
+    assert (folder / "rows.tsv").read_bytes() == (folder / "table.tsv").read_bytes()
+
+
+def test_rows_that_fail_half_way_leave_nothing(tmp_path: Path) -> None:
+    def rows():
+        yield {"a": 1}
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        durable.write_rows(tmp_path / "a.tsv", ["a"], rows())
+    assert _names(tmp_path) == []
+
+
+def test_a_long_table_reads_as_a_short_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pd.DataFrame(
+        {
+            "participant_id": [f"00{i}" for i in range(9)],
+            "whole": range(9),
+            "gap": [1, 2, 3, 4, None, 6, 7, 8, 9],
+            "late_word": [*map(str, range(8)), "x"],
+            "early_word": ["x", *map(str, range(8))],
+            "late_gap": [*range(8), None],
+            "empty": None,
+            "half": [None] * 5 + [0.5] * 4,
+        }
+    )
+    durable.write_tsv(tmp_path / "a.tsv", table)
+    short = durable.read_tsv(tmp_path / "a.tsv")
+    monkeypatch.setattr(durable, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(durable, "_FEW_WORDS", 3)
+    long = durable.read_tsv(tmp_path / "a.tsv")
+    pd.testing.assert_frame_equal(long, short)
+    assert list(long["late_word"]) == list(table["late_word"]) and long["whole"].dtype == np.int64
+    assert list(long["participant_id"]) == list(table["participant_id"])
+
+
+def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("a\tb\n")
+    assert list(durable.read_tsv(tmp_path / "a.tsv").columns) == ["a", "b"]
+
+
+def test_a_linked_file_has_two_names_and_is_copied_where_links_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    durable.link_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").samefile(tmp_path / "a")
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(durable.os, "link", refuse)
+    durable.link_file(tmp_path / "a", tmp_path / "c")
+    assert not (tmp_path / "c").samefile(tmp_path / "a")
+    assert (tmp_path / "c").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_a_lock_keeps_others_out_and_shared_ones_let_each_other_in(tmp_path: Path) -> None:
+    with durable.lock(tmp_path / "lock", "busy here"):
+        for shared in (False, True):
+            with (
+                pytest.raises(OpenBrainMassError, match="busy here"),
+                durable.lock(tmp_path / "lock", "busy here", shared=shared),
+            ):
+                pass
+    with (
+        durable.lock(tmp_path / "lock", "busy", shared=True),
+        durable.lock(tmp_path / "lock", "busy", shared=True),
+        pytest.raises(OpenBrainMassError, match="busy"),
+        durable.lock(tmp_path / "lock", "busy"),
+    ):
+        pass
+    with durable.lock(tmp_path / "lock", "busy"):
+        pass
+
+
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from openbrainmass.durable import lock\n"
+        "with lock(sys.argv[1], 'busy'):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "lock")], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"held\n"
+    with pytest.raises(OpenBrainMassError, match="busy"), durable.lock(tmp_path / "lock", "busy"):
+        pass
+    process.kill()
+    process.wait()
+    with durable.lock(tmp_path / "lock", "busy"):
+        pass
+
+
+def test_a_lock_whose_file_its_holder_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real, opened = tmp_path / "lock", os.open, []
+
+    def open_and_lose(*args: object) -> int:
+        descriptor = real(*args)
+        if not opened:
+            path.unlink()
+        opened.append(descriptor)
+        return descriptor
+
+    monkeypatch.setattr(durable.os, "open", open_and_lose)
+    with durable.lock(path, "busy"):
+        assert path.exists() and len(opened) == 2
+
+
+def test_an_error_while_a_lock_is_held_stays_itself(tmp_path: Path) -> None:
+    with pytest.raises(BlockingIOError, match="other"), durable.lock(tmp_path / "lock", "busy"):
+        raise BlockingIOError("other")
+    with durable.lock(tmp_path / "lock", "busy"):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_a_sentence(blocked: Path) -> None:
+    with pytest.raises(OpenBrainMassError, match=r"Cannot write .*below"), durable.lock(blocked, "busy"):
+        pass

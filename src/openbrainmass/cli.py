@@ -102,24 +102,100 @@ def run_(
     print(f"\nDone. Open {run(RunSettings.load(settings, overrides or []), out, _say)}")
 
 
-@app.command(epilog="Example: openbrainmass cohort my_bold/ --atlas CC200 --out stores/mine")
+@app.command(
+    epilog="Example: openbrainmass cohort derivatives/xcp_d --atlas 4S156Parcels --out stores/mine   |   "
+    "openbrainmass cohort stores/mine stores/new --out stores/both"
+)
 def cohort(
-    source: Annotated[Path, typer.Argument(help="A folder with participants.tsv and one array or table a recording.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="One folder: what a tool wrote, a download, or participants.tsv and one file a recording "
+            "(docs/your-data.md). Or several stores, to make one of them.",
+            show_default=False,
+        ),
+    ],
     out: Out,
     atlas: Atlas = None,
     dataset: Dataset = None,
+    layout: Annotated[str | None, typer.Option(help="How the folder is laid out, where it could be two.")] = None,
+    participants: Annotated[
+        Path | None, typer.Option(help="Table of the people (.tsv, .csv) that lies elsewhere.")
+    ] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="A store whose scans must not be among these (repeatable).")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="A store of the same atlas, to check the order of unlabelled ROIs with.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out files that cannot be read, each with its reason.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="auto (as the source), float32 or float16.")] = "auto",
+    jobs: Jobs = 1,
+    slurm: Annotated[str | None, typer.Option(help="Partition: --jobs tasks of a SLURM array do the work.")] = None,
     overrides: Set = None,
 ) -> None:
-    """Turn a lab's folder into a checked store; every exclusion gets a row and a reason."""
-    from openbrainmass.cohort.folder import read_folder
-    from openbrainmass.cohort.quality import QualitySettings
-    from openbrainmass.cohort.store import build_store
+    """Turn a folder into a checked store with its quality.html; every exclusion gets a row and a reason."""
+    from openbrainmass.cohort.curate import CurationSettings, curate
+    from openbrainmass.report.quality_page import write_quality_page
 
-    quality = QualitySettings.load(overrides=overrides or [])
-    made = build_store(read_folder(source, atlas, dataset), out, quality=quality, dtype=dtype)
+    made = curate(
+        sources,
+        out,
+        atlas=atlas,
+        dataset=dataset,
+        layout=layout,
+        participants=participants,
+        settings=CurationSettings.load(overrides=overrides or []),
+        against=against or (),
+        template=template,
+        skip_unreadable=skip_unreadable,
+        dtype=dtype,
+        jobs=jobs,
+        slurm=slurm,
+    )
     print(made)
     _print_counts("Excluded", made.exclusions["reason"])
+    print(f"Open {write_quality_page(out)}")
+
+
+@app.command(epilog="Example: openbrainmass export stores/mine --out derivatives")
+def export(store: Store, out: Out) -> None:
+    """Write a store as BIDS derivatives: time series and connectivity tables with their sidecars."""
+    from openbrainmass.cohort.export import export_cohort
+    from openbrainmass.cohort.store import load_cohort
+    from openbrainmass.durable import require_free
+
+    print(f"Wrote {export_cohort(load_cohort(store), require_free(out))}")
+
+
+@app.command(
+    "bridge", epilog="Example: openbrainmass bridge stores/mine --from cc200.nii.gz --to s100.nii.gz --out s100"
+)
+def bridge_(
+    store: Store,
+    source: Annotated[str, typer.Option("--from", help="Label image of the store's atlas.")],
+    target: Annotated[str, typer.Option("--to", help="Label image of the atlas to go to.")],
+    out: Out,
+) -> None:
+    """Carry a store to another atlas by the overlap of their images; what that loses is written to bridge.tsv."""
+    from openbrainmass.cohort.bridged import bridge_store
+
+    print(bridge_store(store, source, target, out))
+    print(f"Wrote {out / 'bridge.tsv'}")
+
+
+@app.command(epilog="Example: openbrainmass fetch abide1 --out downloads/abide1")
+def fetch(
+    name: Annotated[str, typer.Argument(help="A dataset or atlas that nilearn can fetch (see docs/datasets.md).")],
+    out: Out,
+    people: Annotated[int | None, typer.Option(help="Only so many people.", min=1)] = None,
+) -> None:
+    """Download a public dataset or atlas with nilearn: the only command that opens a connection."""
+    from openbrainmass.cohort.fetch import fetch as fetch_dataset
+
+    print(f"Wrote {fetch_dataset(name, out, people)}")
 
 
 @app.command(

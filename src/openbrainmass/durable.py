@@ -7,12 +7,15 @@ so a reader (or a crash) sees the old content or the new one, never a mixture.
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +31,8 @@ TEXT_COLUMNS = frozenset(
 
 MISSING = "n/a"
 """How a missing value is written in every table (the BIDS spelling)."""
+
+_ROWS_AT_ONCE, _FEW_WORDS = 8192, 1000
 
 
 def _explain(path: Path, error: OSError) -> OpenBrainMassError:
@@ -141,7 +146,40 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 
 def write_tsv(path: str | Path, table: pd.DataFrame) -> None:
     """Write a table as TSV, ``n/a`` for missing values, floats at full precision."""
-    write_text(path, table.to_csv(sep="\t", index=False, na_rep=MISSING))
+    with _new_text(path) as text:
+        table.to_csv(text, sep="\t", index=False, na_rep=MISSING, lineterminator="\n")
+
+
+def write_rows(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as they come, as `write_tsv` would write their table; what a row lacks is ``n/a``.
+
+    Parameters
+    ----------
+    path : path
+    columns : sequence of str
+        Header, and which values of a row are written.
+    rows : iterable of dict
+        Never held together, so a table may be larger than memory.
+    """
+    with _new_text(path) as text:
+        writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow([_cell(row.get(column)) for column in columns])
+
+
+@contextlib.contextmanager
+def _new_text(path: str | Path) -> Iterator[io.TextIOWrapper]:
+    with new_file(path) as handle:
+        text = io.TextIOWrapper(handle, encoding="utf-8", newline="", write_through=False)
+        yield text
+        text.flush()
+        text.detach()
+
+
+def _cell(value: Any) -> Any:
+    missing = value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+    return MISSING if missing else value
 
 
 def read_tsv(path: str | Path) -> pd.DataFrame:
@@ -153,24 +191,59 @@ def read_tsv(path: str | Path) -> pd.DataFrame:
         If the file is missing or is not a table.
     """
     path = Path(path)
+    text = set(TEXT_COLUMNS)
     try:
-        table = pd.read_csv(
-            path, sep="\t", dtype=str, na_values=[MISSING, ""], keep_default_na=False, encoding="utf-8-sig"
-        )
+        pieces = list(_pieces(path, text))
+        # A column of numbers that turns to words further down is text from its first row on.
+        mixed = {c for c in pieces[0].columns if len({piece[c].dtype.kind == "O" for piece in pieces}) > 1}
+        if mixed:
+            pieces = list(_pieces(path, text | mixed))
     except FileNotFoundError as error:
         raise OpenBrainMassError(f"{path} does not exist; a tab-separated table was expected.") from error
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise OpenBrainMassError(
             f"{path} is not a readable tab-separated table ({error}). Save it again as TSV with a header line."
         ) from error
-    table.columns = [str(column).strip() for column in table.columns]
+    table = pieces[0] if len(pieces) == 1 else pd.concat(pieces, ignore_index=True)
     for column in table.columns:
-        if column in TEXT_COLUMNS or table[column].isna().all():
-            continue
+        if table[column].isna().all():
+            table[column] = table[column].astype("str")
+    return table
+
+
+def _pieces(path: Path, text: Set[str]) -> Iterator[pd.DataFrame]:
+    """The rows of a TSV some thousands at a time, so that a large table is never held as text and as numbers."""
+    reader = pd.read_csv(
+        path,
+        sep="\t",
+        dtype=str,
+        na_values=[MISSING, ""],
+        keep_default_na=False,
+        encoding="utf-8-sig",
+        chunksize=_ROWS_AT_ONCE,
+    )
+    words: dict[str, dict[str, str]] = {}
+    with reader:
+        for piece in reader:
+            piece.columns = [str(column).strip() for column in piece.columns]
+            yield piece.assign(
+                **{
+                    column: _numbers(piece[column], column in text, words.setdefault(column, {}))
+                    for column in piece.columns
+                }
+            )
+
+
+def _numbers(values: pd.Series, text: bool, words: dict[str, str]) -> pd.Series:
+    """A column as numbers where it may be and can; else as text that holds each repeated word once."""
+    if not text:
         # An unparsable value means that the column is text, which is no error.
         with contextlib.suppress(ValueError, TypeError):
-            table[column] = pd.to_numeric(table[column])
-    return table
+            return pd.to_numeric(values)
+    found = values.to_numpy(dtype=object)
+    if len(words) <= _FEW_WORDS:
+        found = np.array([words.setdefault(v, v) if isinstance(v, str) else v for v in found], dtype=object)
+    return pd.Series(found, index=values.index, dtype="str")
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> str:
@@ -241,13 +314,18 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     make_folder(temporary)
     try:
         yield temporary
-        try:
-            _sync(temporary)
-            _install(temporary, path)
-        except OSError as error:
-            raise _explain(path, error) from error
+        install_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def install_folder(temporary: Path, path: Path) -> None:
+    """Give a finished folder its name, retiring what had it; the folder's entries are flushed first."""
+    try:
+        _sync(temporary)
+        _install(temporary, path)
+    except OSError as error:
+        raise _explain(path, error) from error
 
 
 def _install(temporary: Path, path: Path) -> None:
@@ -261,3 +339,59 @@ def _install(temporary: Path, path: Path) -> None:
     else:
         os.replace(temporary, path)
     _sync(path.parent)
+
+
+def link_file(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name without copying it; where the file system cannot, copy it."""
+    source, target = Path(source), Path(target)
+    try:
+        os.link(source, target)
+    except OSError:
+        with new_file(target) as handle, source.open("rb") as content:
+            shutil.copyfileobj(content, handle, 1 << 20)
+
+
+@contextlib.contextmanager
+def lock(path: str | Path, busy: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock file, which the system frees when this process ends, however it ends.
+
+    Parameters
+    ----------
+    path : path
+        The lock file; it is created where it is missing.
+    busy : str
+        What to say when another process holds the lock.
+    shared : bool
+        Let others in that hold it shared, too.
+
+    Raises
+    ------
+    OpenBrainMassError
+        With `busy` as its message, at once, when another process holds the lock; or if it cannot be created.
+    """
+    descriptor = _locked(Path(path), busy, shared)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path, busy: str, shared: bool) -> int:
+    import fcntl
+
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise _explain(path, error) from error
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                raise OpenBrainMassError(busy) from error
+            raise _explain(path, error) from error
+        # Its holder may have removed the file after it was opened here; a lock on a removed file locks nobody out.
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+        os.close(descriptor)

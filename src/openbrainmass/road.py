@@ -15,11 +15,13 @@ import pandas as pd
 from pydantic import Field
 from sklearn.pipeline import make_pipeline
 
+from openbrainmass.cohort.build import build_store
 from openbrainmass.cohort.cohort import Cohort
-from openbrainmass.cohort.folder import Source, read_folder
+from openbrainmass.cohort.curate import CurationSettings, curate
 from openbrainmass.cohort.quality import QualitySettings
 from openbrainmass.cohort.simulate import simulate_cohort
-from openbrainmass.cohort.store import build_store, load_cohort
+from openbrainmass.cohort.source import ReadingSettings
+from openbrainmass.cohort.store import load_cohort
 from openbrainmass.durable import MISSING, make_folder, new_file, read_json, write_json
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.baselines import ShuffledLabels, floors
@@ -74,7 +76,7 @@ class RunSettings(Settings):
         Folder of BOLD series, or a store; without it a cohort is simulated.
     test : str or None
         Folder or store of other people, for the external protocol; simulated when ``data`` is.
-    atlas, dataset : str or None
+    atlas, dataset, layout, participants : str or None
         As for ``openbrainmass cohort``.
     task, target : str or None
         A task's name or file; without it the task of the column ``target`` (default ``dx``, else ``sex``).
@@ -90,14 +92,16 @@ class RunSettings(Settings):
         Relabellings that make the null of the brain map.
     seed, jobs : int
         The seed of everything, and how many processes the evaluation may use.
-    quality, evaluation : tables
-        See `QualitySettings`, `EvaluationSettings`.
+    reading, quality, evaluation : tables
+        See `ReadingSettings`, `QualitySettings`, `EvaluationSettings`.
     """
 
     data: str | None = None
     test: str | None = None
     atlas: str | None = None
     dataset: str | None = None
+    layout: str | None = None
+    participants: str | None = None
     task: str | None = None
     target: str | None = None
     size: Literal["tiny", "small", "base", "paper"] = "tiny"
@@ -108,6 +112,7 @@ class RunSettings(Settings):
     permutations: int = Field(default=100, ge=2)
     seed: int = Field(default=0, ge=0)
     jobs: int = Field(default=2, ge=1)
+    reading: ReadingSettings = ReadingSettings()
     quality: QualitySettings = QualitySettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -291,7 +296,7 @@ def _cohort(settings: RunSettings, out: Path) -> tuple[Cohort, Path]:
     """The cohort and the store it is in."""
     if settings.data is None:
         store = out / "cohort"
-        return _stored(store, lambda: simulate_cohort(seed=settings.seed), settings.quality), store
+        return _simulated(store, settings.quality, seed=settings.seed), store
     return _opened(settings.data, out / "cohort", settings)
 
 
@@ -301,21 +306,30 @@ def _test_cohort(settings: RunSettings, out: Path) -> Cohort | None:
         return _opened(settings.test, out / "test-cohort", settings)[0]
     if settings.data is not None:
         return None
-    return _stored(
-        out / "test-cohort",
-        lambda: simulate_cohort(n_people=80, n_sites=2, seed=settings.seed + 1, first_site=100, name="simulated-test"),
-        settings.quality,
-    )
+    design = {"n_people": 80, "n_sites": 2, "seed": settings.seed + 1, "first_site": 100, "name": "simulated-test"}
+    return _simulated(out / "test-cohort", settings.quality, **design)
 
 
-def _stored(store: Path, make: Callable[[], Source | Cohort], quality: QualitySettings) -> Cohort:
-    return load_cohort(store) if store.exists() else build_store(make(), store, quality=quality)
+def _simulated(store: Path, quality: QualitySettings, **design: Any) -> Cohort:
+    return load_cohort(store) if store.exists() else build_store(simulate_cohort(**design), store, quality=quality)
 
 
 def _opened(path: str, store: Path, settings: RunSettings) -> tuple[Cohort, Path]:
     if (Path(path) / "manifest.json").is_file():
         return load_cohort(path), Path(path)
-    return _stored(store, lambda: read_folder(path, settings.atlas, settings.dataset), settings.quality), store
+    if store.exists():
+        return load_cohort(store), store
+    made = curate(
+        [path],
+        store,
+        atlas=settings.atlas,
+        dataset=settings.dataset,
+        layout=settings.layout,
+        participants=settings.participants,
+        settings=CurationSettings(reading=settings.reading, quality=settings.quality),
+        jobs=settings.jobs,
+    )
+    return made, store
 
 
 def _task(settings: RunSettings, cohort: Cohort) -> Task:

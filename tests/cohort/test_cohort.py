@@ -74,6 +74,21 @@ def test_digests_do_not_depend_on_the_float_type(values):
     assert bold_digest(bold) != bold_digest(bold + 1)
 
 
+def test_fingerprints_belong_to_the_whole_cohort_only():
+    marks = np.zeros((10, 1024), dtype=np.float16)
+    cohort = Cohort("x", SMALL.recordings, SMALL.participants, SMALL.atlas, SMALL.read, fingerprints=marks)
+    assert cohort.fingerprints is marks and SMALL.fingerprints is None
+    assert cohort.select([1, 2]).fingerprints is None
+
+
+def test_a_recording_can_be_read_by_its_name():
+    assert np.array_equal(SMALL.read(SMALL.recordings["recording_id"][4]), SMALL[4])
+
+
+def test_the_identity_of_a_merged_id_is_the_persons():
+    assert participant_hash("both", "abide/sub-1") == participant_hash("abide", "sub-1")
+
+
 def test_exclusions_travel_along():
     rows = pd.DataFrame([{"recording_id": "r", "participant_id": "p", "reason": "too-short", "detail": "", "file": ""}])
     cohort = Cohort("x", SMALL.recordings, SMALL.participants, SMALL.atlas, lambda _: SMALL[0], rows)

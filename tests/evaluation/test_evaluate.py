@@ -430,10 +430,10 @@ def test_another_atlas_is_refused(make_cohort: MakeCohort) -> None:
 
 @pytest.mark.data
 def test_edges_reach_their_reference_on_real_people(data_dir: Any, tmp_path: Any) -> None:
-    from openbrainmass.cohort.folder import read_folder
-    from openbrainmass.cohort.store import build_store
+    from openbrainmass.cohort.build import build_store
+    from openbrainmass.cohort.layouts.read import read_source
 
-    cohort = build_store(read_folder(data_dir / "abide1_cc200"), tmp_path / "store", progress=False)
+    cohort = build_store(read_source(data_dir / "abide1_cc200"), tmp_path / "store", progress=False)
     model = {"edges": make_pipeline(Connectome(), make_probe("logistic"))}
     results = evaluate(model, cohort, Task.load("abide1-asd"), protocols=["site-held-out"])
     values = results.metrics(n_resamples=100).set_index("metric")["value"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,8 @@ class Cohort(Sequence[np.ndarray]):
         ``read(recording_id) -> ndarray (n_volumes, n_rois)``.
     exclusions : DataFrame, optional
         What was left out and why (`EXCLUSION_COLUMNS`).
+    fingerprints : sequence, optional
+        FC fingerprints of the recordings, in their order; slices are float16 (n, 1024).
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class Cohort(Sequence[np.ndarray]):
         atlas: Atlas,
         read: Callable[[str], np.ndarray],
         exclusions: pd.DataFrame | None = None,
+        fingerprints: Any = None,
     ) -> None:
         missing = [column for column in RECORDING_COLUMNS if column not in recordings.columns]
         if missing:
             raise OpenBrainMassError(f"The recordings of cohort {name} lack the columns {', '.join(missing)}.")
-        strangers = set(recordings["participant_id"]) - set(participants["participant_id"])
+        strangers = set(recordings["participant_id"].to_numpy()) - set(participants["participant_id"].to_numpy())
         if strangers:
             raise OpenBrainMassError(
                 f"Cohort {name} has recordings of {sorted(strangers)[:5]}, who are not in its participants table. Add them."
@@ -67,6 +70,8 @@ class Cohort(Sequence[np.ndarray]):
         self._participants = participants.reset_index(drop=True)
         self._exclusions = pd.DataFrame(columns=list(EXCLUSION_COLUMNS)) if exclusions is None else exclusions
         self._read = read
+        self._ids = self._recordings["recording_id"].to_numpy(dtype=object)
+        self._fingerprints = fingerprints
 
     def __repr__(self) -> str:
         return (
@@ -99,7 +104,17 @@ class Cohort(Sequence[np.ndarray]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"recording {index} of {len(self)}")
-        return self._read(str(self._recordings["recording_id"].iloc[index]))
+        return self._read(str(self._ids[index]))
+
+    @property
+    def read(self) -> Callable[[str], np.ndarray]:
+        """``read(recording_id) -> ndarray (n_volumes, n_rois)``; can be pickled, so that other processes read."""
+        return self._read
+
+    @property
+    def fingerprints(self) -> Any:
+        """FC fingerprints in the order of the recordings, to be sliced (float16 (n, 1024)); None where not kept."""
+        return self._fingerprints
 
     @property
     def recordings(self) -> pd.DataFrame:
@@ -151,8 +166,9 @@ class Cohort(Sequence[np.ndarray]):
 
 
 def participant_hash(dataset: str, participant_id: str) -> str:
-    """sha256 of a person's id within a dataset."""
-    return hashlib.sha256(f"{dataset}/{participant_id}".encode()).hexdigest()
+    """sha256 of a person's id within a dataset; in a merged store, whose ids name the dataset, that of the id itself."""
+    identity = participant_id if "/" in participant_id else f"{dataset}/{participant_id}"
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def bold_digest(bold: np.ndarray) -> str:

@@ -161,6 +161,13 @@ def test_evaluate_can_move_the_weights(command, store, checkpoint, tmp_path):
     assert code == 0 and "bare, fine-tuned" in out
 
 
+def test_evaluate_can_harmonise_sites_inside_the_folds(command, store, tmp_path):
+    pytest.importorskip("combatlearn")
+    quick = ("--set", 'protocols=["k-fold"]', "--set", "n_folds=2", "--set", "n_repeats=1", "--set", "harmonise=true")
+    code, out, _ = command("evaluate", store, "--out", tmp_path / "results", *quick)
+    assert code == 0 and "edges, ComBat + logistic" in out
+
+
 def test_demo_and_run_walk_the_whole_road_on_a_folder(command, folder, tmp_path):
     quick = {
         "pretraining.epochs": 1, "evaluation.n_folds": 2, "evaluation.n_repeats": 1, "evaluation.few_shot": [1],

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openbrainmass.atlas import Atlas, load_atlas
+    from openbrainmass.bridge import Bridge
     from openbrainmass.cohort.cohort import Cohort
+    from openbrainmass.cohort.curate import CurationSettings, curate
     from openbrainmass.cohort.simulate import simulate_cohort
     from openbrainmass.cohort.store import load_cohort, save_cohort
     from openbrainmass.connectivity import correlation, fisher_z, ledoit_wolf, vectorize
     from openbrainmass.errors import OpenBrainMassError
     from openbrainmass.evaluation.baselines import Connectome
     from openbrainmass.evaluation.evaluate import evaluate
+    from openbrainmass.evaluation.harmonise import Harmonised
     from openbrainmass.evaluation.probes import PROBES
     from openbrainmass.evaluation.results import Results
     from openbrainmass.evaluation.statistics import compare
@@ -35,7 +38,10 @@ _HOMES = {
     "OpenBrainMassError": "errors",
     "Atlas": "atlas",
     "load_atlas": "atlas",
+    "Bridge": "bridge",
     "Cohort": "cohort.cohort",
+    "curate": "cohort.curate",
+    "CurationSettings": "cohort.curate",
     "load_cohort": "cohort.store",
     "save_cohort": "cohort.store",
     "simulate_cohort": "cohort.simulate",
@@ -53,6 +59,7 @@ _HOMES = {
     "PretrainInFold": "model.in_fold",
     "FineTuneClassifier": "model.finetune",
     "Connectome": "evaluation.baselines",
+    "Harmonised": "evaluation.harmonise",
     "PROBES": "evaluation.probes",
     "Task": "evaluation.tasks",
     "evaluate": "evaluation.evaluate",

@@ -24,8 +24,9 @@ from openbrainmass.cohort.source import ReadingSettings
 from openbrainmass.cohort.store import load_cohort
 from openbrainmass.durable import MISSING, make_folder, new_file, read_json, write_json
 from openbrainmass.errors import OpenBrainMassError
-from openbrainmass.evaluation.baselines import ShuffledLabels, floors
+from openbrainmass.evaluation.baselines import Connectome, ShuffledLabels, floors
 from openbrainmass.evaluation.evaluate import evaluate
+from openbrainmass.evaluation.harmonise import Harmonised
 from openbrainmass.evaluation.probes import make_probe
 from openbrainmass.evaluation.results import Results
 from openbrainmass.evaluation.tasks import Task
@@ -55,6 +56,9 @@ class EvaluationSettings(Settings):
         Labelled people of each class.
     n_draws : int
         Draws of those people.
+    harmonise : bool
+        Also enter edges brought to a common mean and variance across sites by ComBat, learnt inside the folds (the
+        extra ``harmonise``).
     pretrain_in_fold : bool
         Also pretrain anew for each held-out site, without its people, and show both.
     """
@@ -64,6 +68,7 @@ class EvaluationSettings(Settings):
     n_repeats: int = Field(default=10, ge=1)
     few_shot: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     n_draws: int = Field(default=5, ge=1)
+    harmonise: bool = False
     pretrain_in_fold: bool = True
 
 
@@ -221,6 +226,8 @@ def compare_models(
         for name, step in (in_fold or {}).items()
         for kind in _probes(probe)
     }
+    if settings.harmonise:
+        models["edges, ComBat + logistic"] = make_pipeline(Harmonised(Connectome("fisher-z")), make_probe("logistic"))
     return evaluate(
         models | floors(probe, task),
         cohort,

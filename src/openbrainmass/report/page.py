@@ -8,8 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from openbrainmass.durable import write_text
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.report.cohort_view import cohort_view
@@ -19,6 +17,7 @@ from openbrainmass.report.explanation_view import explanation_view
 from openbrainmass.report.figures import SHAPES
 from openbrainmass.report.folders import Material, read_material
 from openbrainmass.report.methods import methods
+from openbrainmass.report.rendering import environment
 from openbrainmass.report.reproduction import checksums, commands
 from openbrainmass.report.results_view import results_view
 from openbrainmass.report.run_view import run_view
@@ -80,29 +79,26 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
 
 def render(material: Material) -> str:
     """The page as HTML text."""
-    environment = Environment(
-        loader=PackageLoader("openbrainmass.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     package = version("openbrainmass")
-    page = environment.get_template("page.html.j2").render(
-        version=package,
-        title=_title(material),
-        sections=SECTIONS,
-        shapes=_SHAPE_PATHS,
-        results=[results_view(folder) for folder in material.results],
-        cohorts=[cohort_view(store, material) for store in material.stores],
-        connectivity=connectivity_view(material),
-        runs=[run_view(run) for run in material.runs],
-        embeddings=[embedding_view(file, material) for file in material.embeddings],
-        explanations=[explanation_view(folder) for folder in material.explanations],
-        methods=methods(material, package),
-        settings=_settings(material),
-        commands=commands(material),
-        checksums=checksums(material),
+    page = (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            version=package,
+            title=_title(material),
+            sections=SECTIONS,
+            shapes=_SHAPE_PATHS,
+            results=[results_view(folder) for folder in material.results],
+            cohorts=[cohort_view(store, material) for store in material.stores],
+            connectivity=connectivity_view(material),
+            runs=[run_view(run) for run in material.runs],
+            embeddings=[embedding_view(file, material) for file in material.embeddings],
+            explanations=[explanation_view(folder) for folder in material.explanations],
+            methods=methods(material, package),
+            settings=_settings(material),
+            commands=commands(material),
+            checksums=checksums(material),
+        )
     )
     return _unbroken(page)
 

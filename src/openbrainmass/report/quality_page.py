@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from openbrainmass.cohort.cohort import Cohort
@@ -20,6 +19,7 @@ from openbrainmass.durable import read_json, read_tsv, write_text
 from openbrainmass.report.cohort_view import CLASS_COLORS, Segment, text_of
 from openbrainmass.report.figures import INK, PALETTE, SOFT, Picture, picture, styled
 from openbrainmass.report.page import flat
+from openbrainmass.report.rendering import environment
 from openbrainmass.report.tables import Fact, Table
 from openbrainmass.report.wording import DASH, count, listing, number
 
@@ -112,40 +112,37 @@ def render(cohort: Cohort, manifest: Mapping[str, Any], warnings: pd.DataFrame |
     warnings : DataFrame or None
         ``kind recording_id participant_id detail``; None where the store has no such table.
     """
-    environment = Environment(
-        loader=PackageLoader("openbrainmass.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     table = cohort.table
     everything = _with_people(cohort.exclusions, cohort.participants)
     # People without a recording are no recordings that were left out.
     exclusions = everything[everything["reason"] != "no-recording"]
     settings = manifest.get("quality") or {}
     copies = exclusions[exclusions["reason"].isin(COPIES)]
-    return environment.get_template("quality.html.j2").render(
-        version=version("openbrainmass"),
-        title=cohort.name,
-        sections=SECTIONS,
-        facts=_facts(cohort, table, exclusions),
-        sentence=_sentence(table, exclusions, warnings),
-        remarks=_remarks(everything, warnings),
-        steps=_steps(len(table), exclusions),
-        by_site=_by(table, exclusions, "site", "Site"),
-        by_class=[found for name in ("dx", "sex") if (found := _by(table, exclusions, name, name))],
-        by_all=_by_all(table, exclusions),
-        bars=_bars(table, exclusions),
-        pictures=[drawn for measure in MEASURES if (drawn := _drawn(measure, table, settings))],
-        repetition=_repetition(table),
-        copies=_listed(copies, "Recordings that are another one again."),
-        has_copies=len(copies),
-        checked=settings.get("check_duplicates", True),
-        doubts=_doubts(warnings),
-        exclusions=_listed(everything, "What was left out, in the order of the source."),
-        n_excluded=len(everything),
-        settings=_settings(manifest),
+    return (
+        environment()
+        .get_template("quality.html.j2")
+        .render(
+            version=version("openbrainmass"),
+            title=cohort.name,
+            sections=SECTIONS,
+            facts=_facts(cohort, table, exclusions),
+            sentence=_sentence(table, exclusions, warnings),
+            remarks=_remarks(everything, warnings),
+            steps=_steps(len(table), exclusions),
+            by_site=_by(table, exclusions, "site", "Site"),
+            by_class=[found for name in ("dx", "sex") if (found := _by(table, exclusions, name, name))],
+            by_all=_by_all(table, exclusions),
+            bars=_bars(table, exclusions),
+            pictures=[drawn for measure in MEASURES if (drawn := _drawn(measure, table, settings))],
+            repetition=_repetition(table),
+            copies=_listed(copies, "Recordings that are another one again."),
+            has_copies=len(copies),
+            checked=settings.get("check_duplicates", True),
+            doubts=_doubts(warnings),
+            exclusions=_listed(everything, "What was left out, in the order of the source."),
+            n_excluded=len(everything),
+            settings=_settings(manifest),
+        )
     )
 
 

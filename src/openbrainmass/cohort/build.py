@@ -270,8 +270,6 @@ def _prepared(
             template = cohort_template(template)
     if isinstance(source, Cohort):
         source = _as_source(source)
-    else:
-        _refuse_slashes(source)
     _refuse_what_cannot_be_stored(source, against)
     reading = getattr(source.read, "settings", None)
     facts = {
@@ -318,17 +316,6 @@ def _one_thread() -> AbstractContextManager[Any]:
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1)
-
-
-def _refuse_slashes(source: Source) -> None:
-    ids = source.recordings
-    named = [source.name, *(str(v) for c in ("participant_id", "recording_id") for v in ids[c] if "/" in str(v))]
-    wrong = [name for name in named if "/" in name]
-    if wrong:
-        raise OpenBrainMassError(
-            f"{wrong[0]!r} of {source.name} has a slash, which only the ids of merged stores may have (dataset/id). "
-            "Rename it."
-        )
 
 
 def _as_source(cohort: Cohort) -> Source:

@@ -144,3 +144,14 @@ def test_the_card_of_a_dataset_tells_the_tr_of_a_site(tmp_path):
     assert source.participants["dx"].tolist() == ["autism", "control"]
     trs = source.recordings.set_index("participant_id")["tr"]
     assert trs["sub-0050003"] == 1.5 and np.isnan(trs["sub-0050642"])
+
+
+@pytest.mark.parametrize("column", ["participant_id", "recording_id"])
+def test_slashes_are_for_the_ids_of_merged_stores(tmp_path, column):
+    np.save(tmp_path / "a.npy", np.ones((30, 4)))
+    row = {"participant_id": "a", "recording_id": "a", "file": "a.npy"} | {column: "a/b"}
+    pd.DataFrame([row]).to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    with pytest.raises(OpenBrainMassError, match=r"'a/b' of .* has a slash"):
+        read_source(tmp_path, atlas="Toy")
+    with pytest.raises(OpenBrainMassError, match="'x/y' of .* has a slash"):
+        read_source(giga(tmp_path / "far" / "out"), dataset="x/y")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -117,9 +117,11 @@ def read_source(
     labels = found[0].labels or (chosen.labels(first) if first.is_file() else None)
     known = _atlas(folder, chosen, found, given, labels)
     recordings, contradicting = _recordings(found, _site_trs(card, people))
+    name = dataset or folder.resolve().name
+    _refuse_slashes([name, *people["participant_id"], *recordings["recording_id"]], folder)
     without = people[~people["participant_id"].isin({one.participant_id for one in found})]
     return Source(
-        name=dataset or folder.resolve().name,
+        name=name,
         atlas=known,
         recordings=recordings,
         participants=people,
@@ -321,6 +323,14 @@ def _tables_of_people(folder: Path, card: DatasetCard | None) -> Iterator[Path]:
     for place in (folder, folder.resolve().parent):
         if (place / "participants.tsv").is_file():
             yield place / "participants.tsv"
+
+
+def _refuse_slashes(names: Iterable[str], folder: Path) -> None:
+    wrong = next((name for name in names if "/" in name), None)
+    if wrong is not None:
+        raise OpenBrainMassError(
+            f"{wrong!r} of {folder} has a slash, which only the ids of merged stores may have (dataset/id). Rename it."
+        )
 
 
 def _without_recording(people: pd.DataFrame) -> pd.DataFrame:

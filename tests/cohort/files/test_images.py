@@ -381,3 +381,13 @@ def test_a_mask_of_little_but_zeros_is_no_bomb(tmp_path):
     (tmp_path / "mask.nii.gz").write_bytes(gzip.compress(nib.Nifti1Image(mask, np.eye(4)).to_bytes()))
     assert mask.nbytes > 300 * (tmp_path / "mask.nii.gz").stat().st_size
     assert read_header(tmp_path / "mask.nii.gz").shape == mask.shape
+
+
+def test_a_cifti_file_without_an_intent_is_known_by_its_name(tmp_path, paint, surface):
+    image = paint.dense(tmp_path / "a.dtseries.nii", SERIES[:, :4], surface.image)
+    raw = image.read_bytes()
+    (tmp_path / "b.dtseries.nii").write_bytes(raw[:504] + struct.pack("<i", 3000) + raw[508:])
+    whole = read_image(image, surface, PLAIN).bold
+    np.testing.assert_array_equal(read_image(tmp_path / "b.dtseries.nii", surface, PLAIN).bold, whole)
+    (tmp_path / "b.dscalar.nii").write_bytes((tmp_path / "b.dtseries.nii").read_bytes())
+    assert "CIFTI of another kind" in refusal(tmp_path / "b.dscalar.nii", surface)

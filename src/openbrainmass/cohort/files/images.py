@@ -116,7 +116,7 @@ def parcellate(
     """
     path = Path(path)
     header = read_header(path)
-    if header.intent == _PARCEL_SERIES:
+    if _intent(path, header) == _PARCEL_SERIES:
         return _parcels(path, header, atlas)
     if header.intent in _CIFTI:
         means, counts, total, tr = _dense(path, header, atlas)
@@ -244,8 +244,15 @@ def _in_mask(mask: Path, path: Path, header: Header, voxels: np.ndarray) -> np.n
     return values > 0
 
 
+def _intent(path: Path, header: Header) -> int:
+    """What a CIFTI file is; by its name where its writer left that open, as nibabel does."""
+    if header.intent != _CIFTI.start:
+        return header.intent
+    return {".dtseries.nii": _DENSE_SERIES, ".ptseries.nii": _PARCEL_SERIES}.get("".join(path.suffixes[-2:]), 0)
+
+
 def _dense(path: Path, header: Header, atlas: Atlas) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None]:
-    if header.intent != _DENSE_SERIES:
+    if _intent(path, header) != _DENSE_SERIES:
         raise refused(path, f"it is CIFTI of another kind (intent {header.intent})", "a dense or parcellated series")
     places = atlas_places(atlas, path)
     extra = (512 << 20) + 16 * header.shape[-2] * (atlas.n_rois + 1)

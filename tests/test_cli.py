@@ -109,6 +109,14 @@ def test_every_verb_has_help_with_an_example(command, verb):
     assert f"openbrainmass {verb}" in " ".join(out.split("Example")[-1].split())
 
 
+def test_the_help_names_every_layout(command):
+    from openbrainmass.cohort.layouts.read import LAYOUTS
+
+    words = " ".join(command("cohort", "--help")[1].replace("│", " ").split())
+    listed = words.split("Where the folder could be two: ")[1].split(".")[0]
+    assert set(listed.replace(" or ", ", ").split(", ")) == set(LAYOUTS)
+
+
 def test_wrong_usage_exits_with_2(command):
     assert command("embed")[0] == 2
     assert command("nonsense")[0] == 2
@@ -177,6 +185,7 @@ def test_demo_and_run_walk_the_whole_road_on_a_folder(command, folder, tmp_path)
     code, out, err = command("demo", folder, "--target", "sex", "--out", tmp_path / "demo", *sets)
     assert code == 0, err
     assert str(tmp_path / "demo" / "report.html") in out and "task: M against F" in out
+    assert (tmp_path / "demo" / "cohort" / "quality.html").is_file()
     code, out, _ = command("run", tmp_path / "demo" / "settings.json", "--out", tmp_path / "demo")
     assert code == 0 and "Done" in out
 

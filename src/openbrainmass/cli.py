@@ -37,10 +37,17 @@ Atlas = Annotated[
     typer.Option(
         "--atlas",
         help="The atlas the series were extracted with: a table of its ROIs (.tsv, .csv), a list of names (.txt), "
-        "a label image (.nii.gz) or a bare name. Without it, the files' atlas- or seg- entity.",
+        "a label image (.nii.gz, .dlabel.nii) or a bare name. Without it, the files' atlas- or seg- entity.",
     ),
 ]
-Dataset = Annotated[str | None, typer.Option("--dataset", help="Name of the dataset; default: the folder's name.")]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="Name of the dataset; default: the folder's name. A known one (`openbrainmass datasets`) also says how its "
+        "table of people is read.",
+    ),
+]
 TaskName = Annotated[
     str | None, typer.Option("--task", help="A task's name (see `openbrainmass tasks`) or its TOML file.")
 ]
@@ -118,7 +125,13 @@ def cohort(
     out: Out,
     atlas: Atlas = None,
     dataset: Dataset = None,
-    layout: Annotated[str | None, typer.Option(help="How the folder is laid out, where it could be two.")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the folder could be two: plain, fmriprep, xcp-d, giga-connectome, halfpipe, c-pac, abide-pcp, "
+            "adhd200, hcp, conn, rest-meta-mdd or loose.",
+        ),
+    ] = None,
     participants: Annotated[
         Path | None, typer.Option(help="Table of the people (.tsv, .csv) that lies elsewhere.")
     ] = None,

@@ -38,6 +38,7 @@ from openbrainmass.model.in_fold import PretrainInFold
 from openbrainmass.model.pretrain import pretrain
 from openbrainmass.model.settings import PretrainSettings, preset
 from openbrainmass.report.page import write_report
+from openbrainmass.report.quality_page import write_quality_page
 from openbrainmass.settings import Settings, read_values
 
 Say = Callable[[str], None]
@@ -336,6 +337,7 @@ def _opened(path: str, store: Path, settings: RunSettings) -> tuple[Cohort, Path
         settings=CurationSettings(reading=settings.reading, quality=settings.quality),
         jobs=settings.jobs,
     )
+    write_quality_page(store)
     return made, store
 
 

@@ -35,6 +35,11 @@ from openbrainmass.errors import OpenBrainMassError
 EXCLUSION_TABLE = ("recording_id", "participant_id", "reason", "site", "dx", "sex", "detail", "file")
 """Columns of a store's exclusions: `EXCLUSION_COLUMNS` and, beside the reason, whom it befalls."""
 
+_UNCHECKED = (
+    "the columns have no labels and the atlas {} no coordinates: name its label image or a table with x, y and z "
+    "(--atlas), or a store of the same atlas (--template)"
+)
+
 # What recordings are judged by, besides who they are.
 _JUDGED_BY = ("tr", "n_volumes", "mean_fd", "n_censored", "n_acquired", "seconds")
 
@@ -83,6 +88,9 @@ def assemble(staging: Staging, source: Source, quality: QualitySettings | None, 
     people = people[people["participant_id"].isin(set(table["participant_id"].to_numpy()[keep]))]
     write_tsv(final / "participants.tsv", people)
     warnings = judgement.warnings if judgement else pd.DataFrame(columns=list(WARNING_COLUMNS))
+    if quality is not None and quality.check_order and not source.labelled and staging.facts["template"] is None:
+        unchecked = pd.DataFrame([{"kind": "order-unchecked", "detail": _UNCHECKED.format(source.atlas.name)}])
+        warnings = pd.concat([warnings, unchecked], ignore_index=True)[list(WARNING_COLUMNS)]
     write_tsv(final / "warnings.tsv", warnings)
     made_of = {
         "plan": staging.digest,

@@ -101,8 +101,9 @@ class _Bridged:
 
 def _with_image(path: str | Path) -> Atlas:
     atlas = load_atlas(path)
-    if atlas.image is None:
+    if atlas.image is None or atlas.image.name.endswith(".dlabel.nii"):
         raise OpenBrainMassError(
-            f"{path} is no label image, and only images show where two atlases overlap. Name the .nii.gz of the atlas."
+            f"{path} is no label image of volumes, and only these show where two atlases overlap. Name the .nii.gz of the "
+            "atlas."
         )
     return atlas

@@ -86,6 +86,18 @@ def curate(
     stores = [path for path in paths if (path / "manifest.json").is_file()]
     require_free(out)
     if len(stores) == len(paths):
+        told = {
+            "--atlas": atlas,
+            "--layout": layout,
+            "--participants": participants,
+            "--against": against,
+            "--template": template,
+            "--skip-unreadable": skip_unreadable,
+            "--dtype": dtype != "auto",
+            "--slurm": slurm,
+            "--set reading": settings.reading != ReadingSettings(),
+        }
+        _refuse_for_stores([option for option, value in told.items() if value])
         return merge_stores(stores, out, name=dataset, quality=settings.quality)
     if len(paths) > 1:
         other = next(path for path in paths if path not in stores)
@@ -109,3 +121,11 @@ def curate(
         template=expected,
         skip_unreadable=skip_unreadable,
     )
+
+
+def _refuse_for_stores(options: Sequence[str]) -> None:
+    if options:
+        raise OpenBrainMassError(
+            f"The sources are stores, which are made into one without being read again, so {', '.join(options)} would do "
+            "nothing. Leave it out here and give it where a store is made of a folder."
+        )

@@ -20,7 +20,7 @@ from openbrainmass.cohort.quality import QualitySettings, judge
 from openbrainmass.cohort.shards import Fingerprints, kept_blocks, rewrite_shard, write_fingerprints
 from openbrainmass.cohort.staging import unfinished
 from openbrainmass.cohort.store import INTERNAL, WARNING_COLUMNS, load_cohort, read_manifest, read_shards, seal_store
-from openbrainmass.durable import link_file, new_folder, require_free, write_tsv
+from openbrainmass.durable import link_file, new_folder, read_tsv, require_free, write_tsv
 from openbrainmass.errors import OpenBrainMassError
 
 _BLOCK = 4096
@@ -199,12 +199,17 @@ def _write(
     shards, recordings = _write_shards(folder, members, recordings)
     write_fingerprints(path, len(recordings), kept_blocks(fingerprints, keep))
     exclusions = _exclusions(members, people, [twice, judged])
-    people = people[people["participant_id"].isin(set(recordings["participant_id"]))]
+    kept_people = set(recordings["participant_id"])
+    # One store may lack the recording of a person that another has.
+    lacking = exclusions["reason"].eq("no-recording") & exclusions["participant_id"].isin(kept_people)
+    exclusions = exclusions[~lacking]
+    people = people[people["participant_id"].isin(kept_people)]
     others = [c for c in recordings.columns if c not in (*RECORDING_COLUMNS, "member", "row")]
     write_tsv(folder / "recordings.tsv", recordings[[*RECORDING_COLUMNS, *others]])
     write_tsv(folder / "participants.tsv", people)
     write_tsv(folder / "exclusions.tsv", exclusions)
-    write_tsv(folder / "warnings.tsv", judgement.warnings[list(WARNING_COLUMNS)])
+    warnings = pd.concat([judgement.warnings, *map(_lasting_warnings, members)], ignore_index=True)
+    write_tsv(folder / "warnings.tsv", warnings[list(WARNING_COLUMNS)])
     made_of = {
         "merged_from": [
             {"dataset": member.manifest["dataset"], "recordings": member.manifest["tables"]["recordings.tsv"]}
@@ -214,10 +219,16 @@ def _write(
         "quality": quality.model_dump(mode="json"),
     }
     without_tr = int(recordings["tr"].isna().sum())
-    counts = store_counts(
-        len(recordings), len(people), Counter(exclusions["reason"]), len(judgement.warnings), without_tr
-    )
+    counts = store_counts(len(recordings), len(people), Counter(exclusions["reason"]), len(warnings), without_tr)
     seal_store(folder, dataset, members[0].cohort.atlas, shards, made_of | counts)
+
+
+def _lasting_warnings(member: _Member) -> pd.DataFrame:
+    """Warnings of a store that judging its recordings again does not bring back."""
+    file = member.path / "warnings.tsv"
+    table = read_tsv(file) if file.is_file() else pd.DataFrame(columns=list(WARNING_COLUMNS))
+    table = table[table["kind"] == "order-unchecked"].astype(object)
+    return table.assign(detail=[f"{member.manifest['dataset']}: {detail}" for detail in table["detail"]])
 
 
 def _fingerprint_blocks(members: list[_Member], recordings: pd.DataFrame) -> Iterator[np.ndarray]:

@@ -52,6 +52,7 @@ REASONS = {
 WARNINGS = {
     "mixed-up": "the scan is more like another person's than like the same person's others",
     "atypical-fc": "the connectivity is far less typical than that of the others",
+    "order-unchecked": "nobody has checked that the ROIs stand in the order of the atlas",
     "contradicting-age": "a copy of the scan, left out, gives the person another age",
 }
 """What is kept but strange."""

@@ -124,7 +124,7 @@ def open_staging(staging: Staging, resume: bool) -> None:
         If it holds a build of something else.
     """
     plan = staging.folder / "plan.json"
-    if not resume:
+    if not resume or _nothing_read(staging):
         for path in staging.folder.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -132,6 +132,14 @@ def open_staging(staging: Staging, resume: bool) -> None:
         refuse_other_plan(read_json(plan), staging)
     else:
         write_json(plan, staging.facts)
+
+
+def _nothing_read(staging: Staging) -> bool:
+    """Whether what is there is another build none of whose recordings could be read, as with a wrong atlas."""
+    plan = staging.folder / "plan.json"
+    if not plan.is_file() or read_json(plan) == staging.facts:
+        return False
+    return any(staging.folder.glob("part-*.json")) and not any(staging.folder.glob("shard-*"))
 
 
 @contextlib.contextmanager

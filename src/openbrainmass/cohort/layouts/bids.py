@@ -17,6 +17,7 @@ RECORDING = ("sub", "ses", "task", "acq", "ce", "rec", "dir", "run", "echo")
 
 _SECONDS = (0.05, 20.0)
 _DEEPEST = 12
+_STORE = frozenset({"manifest.json", "recordings.tsv", "fingerprints.npy"})
 
 
 def entities(name: str) -> dict[str, str]:
@@ -95,21 +96,35 @@ def files_below(folder: Path, wanted: Callable[[str], object]) -> list[str]:
     return sorted(_walk(str(folder), "", wanted))
 
 
-def _walk(folder: str, below: str, wanted: Callable[[str], object]) -> Iterator[str]:
+def _walk(
+    folder: str, below: str, wanted: Callable[[str], object], above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[str]:
     try:
+        about = os.stat(folder)
         with os.scandir(folder) as entries:
             listed = list(entries)
     except OSError as error:
         raise OpenBrainMassError(
             f"The folder {folder} cannot be listed ({error.strerror}). Mend its permissions."
         ) from error
+    own = (about.st_dev, about.st_ino)
+    # Folders may be links, and links may form a ring. Stores made here may lie beside what they were made of.
+    if own in above or (below and {entry.name for entry in listed} >= _STORE):
+        return
     for entry in listed:
-        if entry.is_dir():
-            # Folders may be links, and links may form a ring.
+        if _is_folder(entry):
             if not entry.name.startswith(".") and below.count("/") < _DEEPEST:
-                yield from _walk(entry.path, f"{below}{entry.name}/", wanted)
+                yield from _walk(entry.path, f"{below}{entry.name}/", wanted, above | {own})
         elif wanted(entry.name):
             yield below + entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    # A link to itself is neither a folder nor a file; whoever wants it is told when it is read.
+    except OSError:
+        return False
 
 
 def generators(folder: Path) -> dict[str, str]:

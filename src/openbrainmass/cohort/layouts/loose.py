@@ -47,7 +47,7 @@ def _found(file: str) -> Found:
     if "sub" in bids.entities(file):
         return bids.found(file, {})
     *folders, name = Path(file).parts
-    stem = re.sub(r"[^A-Za-z0-9]", "", name.split(".")[0])
+    stem = re.sub(r"[\W_]", "", name.split(".")[0])
     person = next((match[1] for part in reversed(folders) if (match := _PERSON.match(part))), None)
     if person is None:
         return Found(file, f"sub-{stem}", f"sub-{stem}")

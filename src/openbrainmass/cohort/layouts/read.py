@@ -115,7 +115,7 @@ def read_source(
     people = _people(folder, chosen, card, participants, found)
     first = folder / found[0].file
     labels = found[0].labels or (chosen.labels(first) if first.is_file() else None)
-    known = _atlas(folder, chosen, found, given, labels)
+    known = _atlas(folder, found, given, labels)
     recordings, contradicting = _recordings(found, _site_trs(card, people))
     name = dataset or folder.resolve().name
     _refuse_slashes([name, *people["participant_id"], *recordings["recording_id"]], folder)
@@ -343,18 +343,24 @@ def _without_recording(people: pd.DataFrame) -> pd.DataFrame:
 
 def _atlas(
     folder: Path,
-    layout: Layout,
     found: Sequence[Found],
     given: str | Path | Atlas | None,
     labels: tuple[str, ...] | None,
 ) -> Atlas:
+    of_image = labels is None and found[0].file.lower().endswith(IMAGES)
+    if of_image and not isinstance(given, Atlas) and not any((folder / name).is_file() for name in _ATLAS_TABLES):
+        raise _without_image(folder / found[0].file, f"{given} is a mere name" if given else "none was named")
     chosen = _named_atlas(folder, found, found[0].atlas, labels, given)
-    if layout.costly and labels is None and chosen.image is None:
-        raise OpenBrainMassError(
-            f"{folder / found[0].file} is an image, which only an atlas image can parcellate; {chosen.name} comes without "
-            "one. Name the image (--atlas atlas.nii.gz, or atlas.dlabel.nii for dtseries)."
-        )
+    if of_image and chosen.image is None:
+        raise _without_image(folder / found[0].file, f"{chosen.name} comes without one")
     return chosen
+
+
+def _without_image(file: Path, told: str) -> OpenBrainMassError:
+    return OpenBrainMassError(
+        f"{file} is an image, which only an atlas image can parcellate; {told}. Name the image (--atlas atlas.nii.gz, or "
+        "atlas.dlabel.nii for dtseries)."
+    )
 
 
 def _named_atlas(

@@ -199,6 +199,30 @@ def test_datasets_and_tasks_have_lines_and_cards(command):
     refused(command("datasets", "nonsense"), "nonsense")
 
 
+def test_a_store_is_carried_to_another_atlas(command, store, tmp_path):
+    import nibabel as nib
+
+    fine = np.repeat(np.arange(15), 2)[:, None, None] * np.ones((1, 4, 4))
+    for name, labels in (("fine", fine), ("coarse", (fine + 1) // 2)):
+        nib.save(nib.Nifti1Image(labels.astype(np.int16), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    images = ("--from", tmp_path / "fine.nii.gz", "--to", tmp_path / "coarse.nii.gz")
+    code, out, _ = command("bridge", store, *images, "--out", tmp_path / "coarse")
+    assert code == 0 and "7 ROIs of coarse" in out and "bridge.tsv" in out
+
+
+def test_fetch_hands_name_and_number_to_nilearn(command, monkeypatch, tmp_path):
+    asked = {}
+
+    def fetched(name, out, n_people):
+        asked.update(name=name, out=out, n_people=n_people)
+        return out
+
+    monkeypatch.setattr("openbrainmass.cohort.fetch.fetch", fetched)
+    code, out, _ = command("fetch", "abide1", "--people", "3", "--out", tmp_path / "download")
+    assert code == 0 and "Wrote" in out
+    assert asked == {"name": "abide1", "out": tmp_path / "download", "n_people": 3}
+
+
 def test_errors_reach_a_real_shell_as_one_paragraph(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "openbrainmass.cli", "cohort", str(tmp_path / "none"), "--out", str(tmp_path / "out")],

@@ -36,11 +36,15 @@ def test_a_store_is_carried_over_and_says_what_was_lost(tmp_path, images):
     assert len(lost) == 7 and np.allclose(lost["coverage"], 1) and np.allclose(lost["n_sources"], 2)
 
 
-def test_an_image_of_another_atlas_is_refused(tmp_path, images):
+def test_an_image_of_another_atlas_is_refused(tmp_path, images, paint):
     save_cohort(simulate_cohort(n_people=4, n_sites=1, n_rois=21, n_volumes=60, seed=1), tmp_path / "wide")
+    save_cohort(simulate_cohort(n_people=4, n_sites=1, n_rois=14, n_volumes=60, seed=1), tmp_path / "fit")
     with pytest.raises(OpenBrainMassError, match=r"fine\.nii\.gz has the 14 ROIs .* \(21\)"):
         bridge_store(tmp_path / "wide", *images, tmp_path / "out", progress=False)
     (tmp_path / "names.txt").write_text("a\nb\n")
     with pytest.raises(OpenBrainMassError, match=r"names\.txt is no label image"):
         bridge_store(tmp_path / "wide", images[0], tmp_path / "names.txt", tmp_path / "out", progress=False)
+    surface = paint.dlabel(tmp_path / "four.dlabel.nii")
+    with pytest.raises(OpenBrainMassError, match=r"four\.dlabel\.nii is no label image of volumes"):
+        bridge_store(tmp_path / "fit", images[0], surface, tmp_path / "out", progress=False)
     assert Atlas("x", ("a",)).image is None

@@ -155,3 +155,55 @@ def test_slashes_are_for_the_ids_of_merged_stores(tmp_path, column):
         read_source(tmp_path, atlas="Toy")
     with pytest.raises(OpenBrainMassError, match="'x/y' of .* has a slash"):
         read_source(giga(tmp_path / "far" / "out"), dataset="x/y")
+
+
+def table(path: Path, header: str | None, n_volumes: int = 60) -> None:
+    """A table of series with a header line, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = np.random.default_rng(0).normal(size=(n_volumes, N_ROIS))
+    np.savetxt(path, rows, delimiter="\t", header=header or "", comments="")
+    if header is None:
+        path.write_text(path.read_text().lstrip())
+
+
+def test_a_folder_of_two_tools_asks_which(tmp_path):
+    giga(tmp_path)
+    table(tmp_path / "sub-1" / "func" / "sub-1_task-rest_feature-a_atlas-Toy4_timeseries.tsv", None)
+    with pytest.raises(OpenBrainMassError, match=r"giga-connectome \(2 recordings\), halfpipe \(1 recordings\)"):
+        read_source(tmp_path)
+    assert len(read_source(tmp_path, layout="halfpipe").recordings) == 1
+
+
+def test_images_beside_the_tables_of_c_pac_are_what_it_parcellated(tmp_path):
+    func = tmp_path / "sub-1" / "func"
+    numbers = "#File,Sub-brick\n#" + "\t".join(f"Mean_{number}" for number in range(1, N_ROIS + 1))
+    table(func / "sub-1_task-rest_atlas-Toy4_space-MNI_reg-36p_desc-Mean_timeseries.1D", numbers)
+    (func / "sub-1_task-rest_space-MNI_desc-preproc_bold.nii.gz").write_bytes(b"")
+    source = read_source(tmp_path)
+    assert source.read.layout == "c-pac"  # type: ignore[attr-defined]
+
+
+def test_censored_series_are_not_filtered(tmp_path):
+    func = tmp_path / "sub-1" / "func"
+    table(func / "sub-1_task-rest_space-MNI_seg-Toy4_stat-mean_timeseries.tsv", "a\tb\tc\td")
+    outliers = "framewise_displacement\n" + "0\n" * 50 + "1\n" * 10
+    (func / "sub-1_task-rest_outliers.tsv").write_text(outliers)
+    (func / "sub-1_task-rest_timeseries.json").write_text(json.dumps({"RepetitionTime": 2}))
+    row = read_source(tmp_path).recordings.iloc[0].to_dict()
+    assert read_source(tmp_path).read(row).bold.shape == (50, N_ROIS)
+    band = {"band_pass": (0.01, 0.1)}
+    with pytest.raises(OpenBrainMassError, match=r"lacks the volumes that were censored.*motion=interpolated"):
+        read_source(tmp_path, settings=ReadingSettings(**band)).read(row)
+    whole = read_source(tmp_path, settings=ReadingSettings(motion="interpolated", **band)).read(row)
+    assert whole.bold.shape == (60, N_ROIS) and "band-pass" in whole.measures["steps"]
+
+
+def test_the_kind_of_atlas_chooses_among_volumes_surfaces_and_parcels(tmp_path, surface):
+    func = tmp_path / "sub-1" / "func"
+    func.mkdir(parents=True)
+    for ending in ("space-fsLR_den-91k_bold.dtseries.nii", "space-MNI_desc-preproc_bold.nii.gz"):
+        (func / f"sub-1_task-rest_{ending}").write_bytes(b"")
+    [file] = read_source(tmp_path, atlas=surface).recordings["file"]
+    assert file.endswith(".dtseries.nii")
+    with pytest.raises(OpenBrainMassError, match="only an atlas image can parcellate"):
+        read_source(tmp_path, atlas="Toy")

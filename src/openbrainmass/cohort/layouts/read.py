@@ -110,12 +110,12 @@ def read_source(
     found = _of_one_atlas(folder, found, given)
     if chosen is not plain.LAYOUT:
         found = _of_its_kind(found, given)
-    _refuse_versions(folder, found)
     card = dataset_card(dataset) if dataset in dataset_names() else dataset_card(chosen.card) if chosen.card else None
     people = _people(folder, chosen, card, participants, found)
     first = folder / found[0].file
     labels = found[0].labels or (chosen.labels(first) if first.is_file() else None)
     known = _atlas(folder, found, given, labels)
+    _refuse_versions(folder, found)
     recordings, contradicting = _recordings(found, _site_trs(card, people))
     name = dataset or folder.resolve().name
     _refuse_slashes([name, *people["participant_id"], *recordings["recording_id"]], folder)

@@ -196,6 +196,7 @@ def test_a_mistaken_atlas_image_leaves_nothing_in_the_way(command, paint, tmp_pa
 # ---- interruptions ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(command, tmp_path):
     folder = tmp_path / "lab"
     folder.mkdir()

@@ -193,6 +193,23 @@ def test_a_mistaken_atlas_image_leaves_nothing_in_the_way(command, paint, tmp_pa
     assert command(*words, tmp_path / "six_dseg.nii.gz")[0] == 0
 
 
+def test_parts_of_two_atlas_images_are_never_mixed(command, paint, tmp_path):
+    bold = np.random.default_rng(4).normal(size=(100, 6)) * 10
+    for i in (1, 2):
+        func = tmp_path / "fmriprep" / f"sub-0{i}" / "func"
+        paint.volume(func / f"sub-0{i}_task-rest_space-MNI_desc-preproc_bold.nii.gz", bold * i, paint.labels)
+        paint.confounds(func / f"sub-0{i}_task-rest_desc-confounds_timeseries.tsv", 100)
+    (func / "sub-02_task-rest_desc-confounds_timeseries.tsv").write_text("torn")
+    labels = {"a": paint.labels, "b": np.where(paint.labels > 0, 7 - paint.labels, 0).astype(np.int16)}
+    for name, values in labels.items():
+        (tmp_path / name).mkdir()
+        nib.save(nib.Nifti1Image(values, paint.affine), tmp_path / name / "six.nii.gz")
+    words = ("cohort", tmp_path / "fmriprep", "--out", tmp_path / "store", "--skip-unreadable", "--atlas")
+    refused(command(*words[:4], "--atlas", tmp_path / "a" / "six.nii.gz"), "1 of 2 recordings cannot be read")
+    refused(command(*words, tmp_path / "b" / "six.nii.gz"), "holds an unfinished build", "atlas_image was")
+    assert command(*words, tmp_path / "a" / "six.nii.gz")[0] == 0
+
+
 # ---- interruptions ---------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +245,7 @@ def test_unreadable_files_stop_it_until_they_are_mended_or_left_out(command, tmp
     assert code == 0 and "Excluded: 1 unreadable" in said
     assert reasons(tmp_path / "b") == {"sub-2": "unreadable"}
     assert "sub-2.npy" in read_tsv(tmp_path / "b" / "exclusions.tsv")["detail"][0]
+    refused(command("export", tmp_path / "b", "--out", tmp_path / "a"), "a is not built yet", "Or name another output")
     (folder / "sub-2.npy").write_bytes(whole)
     code, said, _ = command("cohort", folder, "--out", tmp_path / "a")
     assert code == 0 and "6 recordings of 6 people" in said

@@ -23,7 +23,7 @@ from openbrainmass.cohort.shards import converter
 from openbrainmass.cohort.source import Series, Source
 from openbrainmass.cohort.staging import CHUNK, COSTLY_CHUNK, Staging, held_staging, staging_folder
 from openbrainmass.cohort.store import FORMAT_VERSION, load_cohort
-from openbrainmass.durable import make_folder, read_json, require_free
+from openbrainmass.durable import make_folder, read_json, require_free, sha256_file
 from openbrainmass.errors import OpenBrainMassError
 
 _POLL_SECONDS = 5.0
@@ -277,6 +277,8 @@ def _prepared(
         "store_version": FORMAT_VERSION,
         "dataset": source.name,
         "atlas": f"{source.atlas.name} ({source.atlas.digest})",
+        # Names and count may be the same where the ROIs of an image are not.
+        "atlas_image": sha256_file(source.atlas.image) if source.atlas.image else None,
         "dtype": dtype,
         "quality": quality.model_dump(mode="json") if quality else None,
         "reading": reading.model_dump(mode="json") if reading is not None else None,

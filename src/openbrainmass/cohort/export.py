@@ -14,6 +14,7 @@ import pandas as pd
 
 from openbrainmass import __version__
 from openbrainmass.cohort.cohort import Cohort
+from openbrainmass.cohort.staging import unfinished
 from openbrainmass.connectivity import correlation
 from openbrainmass.durable import MISSING, new_folder, write_json, write_text, write_tsv
 from openbrainmass.errors import OpenBrainMassError
@@ -45,8 +46,10 @@ def export_cohort(cohort: Cohort, out: str | Path) -> Path:
     Raises
     ------
     OpenBrainMassError
-        If the folder exists or cannot be written, or two recordings would have one name.
+        If the folder exists, is being built or cannot be written, or two recordings would have one name.
     """
+    if sentence := unfinished(Path(out)):
+        raise OpenBrainMassError(f"{sentence} Or name another output.")
     label = re.sub(r"[^A-Za-z0-9]", "", cohort.atlas.name) or "unnamed"
     recordings = cohort.recordings
     stems = _stems(recordings, label)

@@ -162,6 +162,11 @@ def test_a_broken_table_is_refused(tmp_path, content, words):
     assert words in refusal(tmp_path / IMAGE, TABLE, strategy="simple")
 
 
+def test_a_table_that_cannot_be_opened_is_refused(tmp_path):
+    (tmp_path / TABLE).mkdir()
+    assert "cannot be read (Is a directory)" in refusal(tmp_path / IMAGE, TABLE, strategy="simple")
+
+
 def test_missing_columns_are_named(tmp_path, paint):
     rewrite(paint.confounds(tmp_path / TABLE, 90), lambda table: table.drop(columns=["trans_y", "rot_z_power2", "csf"]))
     assert "lacks 3 columns that the strategy simple needs, such as trans_y, rot_z_power2, csf" in refusal(

@@ -21,6 +21,9 @@ def test_arrays_tables_and_matlab_files_are_one_to_the_reader(tmp_path):
     for name in ("a.npy", "a.csv", "a.mat"):
         np.testing.assert_allclose(read_file(tmp_path / name, numbered_atlas("Toy", 3)).bold, BOLD, rtol=1e-6)
         assert file_shape(tmp_path / name) == (12, 3)
+        shouted = (tmp_path / name).rename(tmp_path / name.upper())
+        np.testing.assert_allclose(read_file(shouted, numbered_atlas("Toy", 3)).bold, BOLD, rtol=1e-6)
+        assert file_shape(shouted) == (12, 3)
 
 
 def test_columns_are_matched_by_label(tmp_path):
@@ -28,6 +31,7 @@ def test_columns_are_matched_by_label(tmp_path):
     bold = read_file(tmp_path / "a.tsv", Atlas("Toy", ("a", "b", "c"))).bold
     np.testing.assert_array_equal(bold, [[2, 1, np.nan], [4, 3, np.nan]])
     assert file_labels(tmp_path / "a.tsv") == ("b", "a")
+    assert file_labels((tmp_path / "a.tsv").rename(tmp_path / "a.TSV")) == ("b", "a")
 
 
 def test_labels_of_files_that_have_none(tmp_path):

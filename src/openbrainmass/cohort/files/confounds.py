@@ -148,7 +148,12 @@ def read_confounds(image: str | Path, settings: ReadingSettings) -> Confounds:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OpenBrainMassError(
+            f"The confounds file {path} cannot be read ({error.strerror}). Check its permissions."
+        ) from error
     if not data.strip():
         raise OpenBrainMassError(
             f"The confounds file {path} is empty; a table with a row for each volume was expected. Fetch it again."

@@ -51,7 +51,7 @@ def read_file(path: str | Path, atlas: Atlas, settings: ReadingSettings | None =
 
 
 def _values(path: Path, atlas: Atlas) -> np.ndarray:
-    if path.suffix == ".mat":
+    if path.suffix.lower() == ".mat":
         return matlab.read_matlab(path)
     return series.read_series(path, None if atlas.numbered else atlas.roi_names)
 
@@ -63,13 +63,13 @@ def file_labels(path: str | Path) -> tuple[str, ...] | None:
         from openbrainmass.cohort.files.images import image_labels
 
         return image_labels(path)
-    return series.series_labels(path) if path.suffix in series.SUFFIXES else None
+    return series.series_labels(path)
 
 
 def file_shape(path: str | Path) -> tuple[int, ...]:
     """Shape (n_volumes, n_rois) of an array, table or Matlab file."""
     path = Path(path)
-    return matlab.read_matlab(path).shape if path.suffix == ".mat" else series.read_series(path).shape
+    return matlab.read_matlab(path).shape if path.suffix.lower() == ".mat" else series.read_series(path).shape
 
 
 def transposed(path: Path, shape: tuple[int, ...], n_rois: int) -> OpenBrainMassError:

@@ -189,7 +189,7 @@ def _printable(error: Exception) -> str:
     """The words of an error without the bytes of the file that it may quote."""
     words = " ".join((str(error) or type(error).__name__).split())
     # numpy's own words advise its reader to unpickle what a stranger sent.
-    words = "it holds Python objects, not numbers" if "allow_pickle" in words else words
+    words = "it is damaged or holds Python objects, not numbers" if "allow_pickle" in words else words
     words = "".join(letter if letter.isprintable() else "?" for letter in words)
     return words if len(words) <= 160 else words[:157] + "..."
 

@@ -99,7 +99,8 @@ def read_source(
     folder = Path(folder)
     settings = settings or ReadingSettings()
     if not folder.is_dir():
-        raise OpenBrainMassError(f"The folder {folder} does not exist. Check the path.")
+        told = "is a file. Name the folder that it is in" if folder.exists() else "does not exist. Check the path"
+        raise OpenBrainMassError(f"The folder {folder} {told}.")
     chosen, found = _layout(folder, layout, settings)
     found = [one for one in found if _has_entities(one, settings.entities)]
     if not found:

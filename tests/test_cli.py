@@ -117,6 +117,15 @@ def test_the_help_names_every_layout(command):
     assert set(listed.replace(" or ", ", ").split(", ")) == set(LAYOUTS)
 
 
+def test_ctrl_c_says_how_to_go_on(command, folder, tmp_path, monkeypatch):
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("openbrainmass.cohort.curate.curate", stopped)
+    code, _, err = command("cohort", folder, "--out", tmp_path / "out")
+    assert code == 130 and "Stopped. Run the same command again to go on." in err
+
+
 def test_wrong_usage_exits_with_2(command):
     assert command("embed")[0] == 2
     assert command("nonsense")[0] == 2

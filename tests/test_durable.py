@@ -38,6 +38,18 @@ def failing_rename(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable.os, "replace", refuse)
 
 
+def test_two_processes_do_not_write_one_folder(tmp_path):
+    with durable.new_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("mine")
+        with (
+            pytest.raises(OpenBrainMassError, match=r"Another process is writing .*out"),
+            durable.new_folder(tmp_path / "out"),
+        ):
+            pass
+    assert (tmp_path / "out" / "a").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_make_folder_makes_parents_and_leaves_no_trace(tmp_path: Path) -> None:
     assert durable.make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert _names(tmp_path / "a" / "b") == []

@@ -151,6 +151,7 @@ def cohort(
 ) -> None:
     """Turn a folder into a checked store with its quality.html; every exclusion gets a row and a reason."""
     from openbrainmass.cohort.curate import CurationSettings, curate
+    from openbrainmass.durable import read_tsv
     from openbrainmass.report.quality_page import write_quality_page
 
     made = curate(
@@ -170,6 +171,7 @@ def cohort(
     )
     print(made)
     _print_counts("Excluded", made.exclusions["reason"])
+    _print_counts("In doubt", read_tsv(out / "warnings.tsv")["kind"])
     print(f"Open {write_quality_page(out)}")
 
 
@@ -194,9 +196,10 @@ def bridge_(
 ) -> None:
     """Carry a store to another atlas by the overlap of their images; what that loses is written to bridge.tsv."""
     from openbrainmass.cohort.bridged import bridge_store
+    from openbrainmass.report.quality_page import write_quality_page
 
     print(bridge_store(store, source, target, out))
-    print(f"Wrote {out / 'bridge.tsv'}")
+    print(f"Wrote {out / 'bridge.tsv'}\nOpen {write_quality_page(out)}")
 
 
 @app.command(epilog="Example: openbrainmass fetch abide1 --out downloads/abide1")
@@ -378,7 +381,10 @@ def main() -> None:
     except OpenBrainMassError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Typer makes an exit of its own of Ctrl-C once a verb has begun.
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         print("Stopped. Run the same command again to go on.", file=sys.stderr)
         raise SystemExit(130) from None
 

@@ -263,9 +263,12 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
 def sha256_file(path: str | Path) -> str:
     """sha256 of a file's bytes, read in blocks."""
     digest = hashlib.sha256()
-    with Path(path).open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
+    try:
+        with Path(path).open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise OpenBrainMassError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     return digest.hexdigest()
 
 
@@ -278,10 +281,13 @@ def require_free(path: str | Path) -> Path:
         If something is there already or the place cannot be written to.
     """
     path = Path(path)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise OpenBrainMassError(f"{path} exists already and would be overwritten. Name another output or remove it.")
-    place = next(parent for parent in path.absolute().parents if parent.exists())
     try:
+        taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+        if taken:
+            raise OpenBrainMassError(
+                f"{path} exists already and would be overwritten. Name another output or remove it."
+            )
+        place = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
@@ -308,15 +314,21 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     path = Path(path)
     if not replace:
         require_free(path)
-    temporary = path.with_name(f".{path.name}.incomplete")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    make_folder(temporary)
-    try:
-        yield temporary
-        install_folder(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    temporary, held = path.with_name(f".{path.name}.incomplete"), path.with_name(f".{path.name}.lock")
+    make_folder(path.absolute().parent)
+    with lock(held, f"Another process is writing {path} at this moment. Wait until it has ended, or stop it."):
+        try:
+            # Another process may have finished it between the first look and the lock.
+            if not replace:
+                require_free(path)
+            if temporary.exists():
+                shutil.rmtree(temporary)
+            make_folder(temporary)
+            yield temporary
+            install_folder(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            held.unlink(missing_ok=True)
 
 
 def install_folder(temporary: Path, path: Path) -> None:

@@ -133,6 +133,12 @@ def test_trs_that_contradict_or_cannot_be():
         one_tr({"a": 2000.0}, "sub-1")
 
 
+def test_a_known_dataset_without_its_table_of_people_is_a_mistake(tmp_path):
+    giga(tmp_path)
+    with pytest.raises(OpenBrainMassError, match="No table of the people of abide1 was found"):
+        read_source(tmp_path, dataset="abide1", layout="giga-connectome")
+
+
 def test_the_card_of_a_dataset_tells_the_tr_of_a_site(tmp_path):
     giga(tmp_path / "out", people=("0050003", "0050642"))
     for sidecar in tmp_path.rglob("*.json"):

@@ -113,6 +113,11 @@ def read_source(
         found = _of_its_kind(found, given)
     card = dataset_card(dataset) if dataset in dataset_names() else dataset_card(chosen.card) if chosen.card else None
     people = _people(folder, chosen, card, participants, found)
+    if dataset in dataset_names() and list(people.columns) == ["participant_id"]:
+        raise OpenBrainMassError(
+            f"No table of the people of {dataset} was found in {folder} or above it. Name it (--participants), or give the "
+            "cohort another name (--dataset) if nothing is to be known of its people."
+        )
     first = folder / found[0].file
     labels = found[0].labels or (chosen.labels(first) if first.is_file() else None)
     known = _atlas(folder, found, given, labels)

@@ -152,7 +152,6 @@ def cohort(
     """Turn a folder into a checked store with its quality.html; every exclusion gets a row and a reason."""
     from openbrainmass.cohort.curate import CurationSettings, curate
     from openbrainmass.durable import read_tsv
-    from openbrainmass.report.quality_page import write_quality_page
 
     made = curate(
         sources,
@@ -169,6 +168,9 @@ def cohort(
         jobs=jobs,
         slurm=slurm,
     )
+    # Pages come with matplotlib, which a mistake in the options need not wait for.
+    from openbrainmass.report.quality_page import write_quality_page
+
     print(made)
     _print_counts("Excluded", made.exclusions["reason"])
     _print_counts("In doubt", read_tsv(out / "warnings.tsv")["kind"])

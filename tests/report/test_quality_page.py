@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from html.parser import HTMLParser
@@ -268,3 +270,8 @@ def test_the_page_fits_and_is_quiet(html: str, browser: Any, tmp_path: Path, wid
     lost = "[...document.querySelectorAll('a[href^=\"#\"]')].filter(a => !document.querySelector(a.hash)).length"
     assert page.evaluate(lost) == 0
     page.close()
+
+
+def test_the_page_needs_no_torch():
+    check = "import sys, openbrainmass.report.quality_page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -21,7 +21,8 @@ from openbrainmass.report.embedding_view import embedding_view
 from openbrainmass.report.explanation_view import explanation_view
 from openbrainmass.report.folders import EmbeddingsFile, Material, read_material
 from openbrainmass.report.methods import methods
-from openbrainmass.report.page import SECTIONS, flat, render, write_report
+from openbrainmass.report.page import SECTIONS, render, write_report
+from openbrainmass.report.rendering import flat
 from openbrainmass.report.reproduction import commands, task_option
 from openbrainmass.report.results_view import results_view
 from openbrainmass.report.run_view import run_view

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from openbrainmass.report.explanation_view import explanation_view
 from openbrainmass.report.figures import SHAPES
 from openbrainmass.report.folders import Material, read_material
 from openbrainmass.report.methods import methods
-from openbrainmass.report.rendering import environment
+from openbrainmass.report.rendering import environment, flat
 from openbrainmass.report.reproduction import checksums, commands
 from openbrainmass.report.results_view import results_view
 from openbrainmass.report.run_view import run_view
@@ -41,7 +41,6 @@ _SHAPE_PATHS = dict(
         strict=True,
     )
 )
-_LONG = 400
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
@@ -124,13 +123,3 @@ def _settings(material: Material) -> list[tuple[str, list[tuple[str, str]]]]:
     parts += [(f"Evaluation: {results.name}", results.settings) for results in material.results]
     parts += [(f"Explanation (folder {folder.name})", folder.settings) for folder in material.explanations]
     return [(name, list(flat(settings))) for name, settings in parts if settings]
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as dotted keys and values as text; long values are cut."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            yield f"{prefix}{key}", text if len(text) <= _LONG else f"{text[:_LONG]}…"

@@ -18,8 +18,7 @@ from openbrainmass.cohort.store import load_cohort
 from openbrainmass.durable import read_json, read_tsv, write_text
 from openbrainmass.report.cohort_view import CLASS_COLORS, Segment, text_of
 from openbrainmass.report.figures import INK, PALETTE, SOFT, Picture, picture, styled
-from openbrainmass.report.page import flat
-from openbrainmass.report.rendering import environment
+from openbrainmass.report.rendering import environment, flat
 from openbrainmass.report.tables import Fact, Table
 from openbrainmass.report.wording import DASH, count, listing, number
 

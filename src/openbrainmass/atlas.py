@@ -215,7 +215,7 @@ def _name_of(path: Path) -> str:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise OpenBrainMassError(f"The atlas file {path} does not exist. Check the path given to --atlas.")
+        raise OpenBrainMassError(f"The atlas file {path} does not exist. Check its path.")
     return path
 
 

@@ -24,7 +24,7 @@ from openbrainmass.cohort.source import Source
 from openbrainmass.durable import lock, make_folder, read_json, write_json, write_text
 from openbrainmass.errors import OpenBrainMassError
 
-CHUNK, COSTLY_CHUNK = 256, 8
+CHUNK, COSTLY_CHUNK = 256, 2
 """Recordings a chunk, and where reading one takes seconds."""
 
 # What a store says of recordings itself; a table that claims it is of no use.

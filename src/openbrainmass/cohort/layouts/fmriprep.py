@@ -129,5 +129,4 @@ LAYOUT = Layout(
     find=find,
     read=read,
     labels=image_labels,
-    costly=True,
 )

@@ -146,5 +146,4 @@ LAYOUT = Layout(
     find=find,
     read=read,
     labels=image_labels,
-    costly=True,
 )

@@ -69,8 +69,6 @@ class Layout:
         ``labels(path) -> tuple of str or None``: the ROI names that a file itself has.
     card : str or None
         The catalogue's dataset whose phenotype table lies in such a folder.
-    costly : bool
-        Whether reading a recording takes seconds.
     """
 
     name: str
@@ -81,4 +79,3 @@ class Layout:
     read: Callable[[Path, Mapping[str, Any], Atlas, ReadingSettings], Series]
     labels: Callable[[Path], tuple[str, ...] | None]
     card: str | None = None
-    costly: bool = False

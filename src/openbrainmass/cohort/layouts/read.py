@@ -119,6 +119,7 @@ def read_source(
             "cohort another name (--dataset) if nothing is to be known of its people."
         )
     first = folder / found[0].file
+    is_image = first.name.lower().endswith(IMAGES)
     labels = found[0].labels or (chosen.labels(first) if first.is_file() else None)
     known = _atlas(folder, found, given, labels)
     _refuse_versions(folder, found)
@@ -133,9 +134,9 @@ def read_source(
         participants=people,
         exclusions=pd.concat([_without_recording(without), contradicting], ignore_index=True),
         read=Reader(chosen.name, folder, known, settings),
-        costly=chosen.costly,
+        costly=is_image,
         # What is parcellated here has the order of the image.
-        labelled=labels is not None or first.name.lower().endswith(IMAGES),
+        labelled=labels is not None or is_image,
     )
 
 
@@ -164,7 +165,8 @@ class Reader:
         """Read the recording of a row of the recordings table."""
         layout = LAYOUTS[self.layout]
         series = layout.read(self.folder / row["file"], row, self.atlas, self.settings)
-        filtered = layout.costly or str(row["file"]).lower().endswith(IMAGES)
+        # Images are filtered together with their confounds.
+        filtered = str(row["file"]).lower().endswith(IMAGES)
         if filtered or not (self.settings.detrend or self.settings.band_pass):
             return series
         if self.settings.band_pass and series.measures.get("kept_volumes"):

@@ -198,9 +198,10 @@ def bridge_(
 ) -> None:
     """Carry a store to another atlas by the overlap of their images; what that loses is written to bridge.tsv."""
     from openbrainmass.cohort.bridged import bridge_store
-    from openbrainmass.report.quality_page import write_quality_page
 
     print(bridge_store(store, source, target, out))
+    from openbrainmass.report.quality_page import write_quality_page
+
     print(f"Wrote {out / 'bridge.tsv'}\nOpen {write_quality_page(out)}")
 
 

@@ -195,7 +195,9 @@ def _write(
     typicality = judgement.measures["typicality"].to_numpy(dtype=float).round(4)
     recordings = recordings.assign(typicality=typicality)[keep]
     if recordings.empty:
-        raise OpenBrainMassError(f"No recording of {dataset} is left. Set other limits (--set min_typicality=...).")
+        raise OpenBrainMassError(
+            f"No recording of {dataset} is left. Set other limits (--set quality.min_typicality=...)."
+        )
     shards, recordings = _write_shards(folder, members, recordings)
     write_fingerprints(path, len(recordings), kept_blocks(fingerprints, keep))
     exclusions = _exclusions(members, people, [twice, judged])

@@ -137,6 +137,8 @@ def test_a_known_dataset_without_its_table_of_people_is_a_mistake(tmp_path):
     giga(tmp_path)
     with pytest.raises(OpenBrainMassError, match="No table of the people of abide1 was found"):
         read_source(tmp_path, dataset="abide1", layout="giga-connectome")
+    (tmp_path / "participants.tsv").write_text("participant_id\nsub-1\nsub-2\n")
+    assert len(read_source(tmp_path, dataset="abide1", layout="giga-connectome").participants) == 2
 
 
 def test_the_card_of_a_dataset_tells_the_tr_of_a_site(tmp_path):

@@ -67,11 +67,10 @@ def read(path: Path, row: Mapping[str, Any], atlas: Atlas, settings: ReadingSett
 
 def _motion(path: Path, n_volumes: int) -> dict[str, Any]:
     """Mean FD over the whole run; the first volume has none."""
-    own = {key: value for key, value in bids.entities(path.name).items() if key in bids.RECORDING}
+    own = bids.entities(path.name)
     for pattern, formula in _DISPLACEMENT:
         for table in sorted(path.parent.glob(f"sub-{own['sub']}{pattern}")):
-            named = bids.entities(table.name)
-            if {key: value for key, value in named.items() if key in bids.RECORDING} != own:
+            if bids.recording_id(bids.entities(table.name)) != bids.recording_id(own):
                 continue
             fd = read_series(table)[:, 0].astype(float)
             lost = {"n_acquired": len(fd), "n_censored": len(fd) - n_volumes} if len(fd) >= n_volumes else {}

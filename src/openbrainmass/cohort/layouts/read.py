@@ -111,13 +111,10 @@ def read_source(
     found = _of_one_atlas(folder, found, given)
     if chosen is not plain.LAYOUT:
         found = _of_its_kind(found, given)
-    card = dataset_card(dataset) if dataset in dataset_names() else dataset_card(chosen.card) if chosen.card else None
-    people = _people(folder, chosen, card, participants, found)
-    if dataset in dataset_names() and list(people.columns) == ["participant_id"]:
-        raise OpenBrainMassError(
-            f"No table of the people of {dataset} was found in {folder} or above it. Name it (--participants), or give the "
-            "cohort another name (--dataset) if nothing is to be known of its people."
-        )
+    asked = dataset if dataset in dataset_names() else None
+    described = asked or chosen.card
+    card = dataset_card(described) if described else None
+    people = _people(folder, chosen, card, participants, found, needed=asked is not None)
     first = folder / found[0].file
     is_image = first.name.lower().endswith(IMAGES)
     labels = found[0].labels or (chosen.labels(first) if first.is_file() else None)
@@ -299,10 +296,16 @@ def _people(
     card: DatasetCard | None,
     participants: str | Path | None,
     found: Sequence[Found],
+    needed: bool,
 ) -> pd.DataFrame:
     """What is known of the people: the table that was named, the dataset's own, or a participants.tsv."""
     path = Path(participants) if participants else next(_tables_of_people(folder, card), None)
     ids = pd.unique(pd.Series([one.participant_id for one in found], dtype=object))
+    if path is None and card is not None and needed:
+        raise OpenBrainMassError(
+            f"No table of the people of {card.name} was found in {folder} or above it. Name it (--participants), or give "
+            "the cohort another name (--dataset) if nothing is to be known of its people."
+        )
     if path is None:
         return pd.DataFrame({"participant_id": ids})
     is_generic = path.name == "participants.tsv"

@@ -99,12 +99,12 @@ def _tool(root: Path) -> str:
 
 def _beside(path: Path, endings: tuple[str, ...]) -> Path | None:
     """The table of another kind that belongs to the same run, the one of unfiltered motion first."""
-    own = {key: value for key, value in bids.entities(path.name).items() if key in bids.RECORDING}
+    own = bids.entities(path.name)
     fitting = [
         other
         for ending in endings
         for other in path.parent.glob(f"{bids.joined(own, ('sub',))}*{ending}")
-        if {k: v for k, v in bids.entities(other.name).items() if k in bids.RECORDING} == own
+        if bids.recording_id(bids.entities(other.name)) == bids.recording_id(own)
     ]
     return min(fitting, key=lambda other: (len(other.name), other.name), default=None)
 

@@ -1,37 +1,54 @@
-"""Time of one training step: ours against the published recipe written plainly (same views, dropout on, one run).
+"""Time and memory of one training step: ours against the published recipe written plainly (same views, one run).
 
-Processor seconds (with one thread, those of the wall clock on an idle machine), because they bear other users.
+Processor seconds (with one thread, those of the wall clock on an idle machine), because they bear other users. Each
+contender has a process of its own and they take turns; the peak memory is that of the whole process.
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py
+    OMP_NUM_THREADS=1 python benchmarks/train_step.py --batch 64 --rounds 1 --ours
     OMP_NUM_THREADS=1 python benchmarks/train_step.py --sizes tiny small base --rois 100 200
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from openbrainmass.model.gradients import take_gradients
 from openbrainmass.model.memory import kept_memory
 from openbrainmass.model.objectives import Objective
 from openbrainmass.model.settings import PretrainSettings, Size, preset
 from reference.recipe import ReferenceRecipe
 
-CONTENDERS = (
-    "plain, scan by scan",
-    "plain, whole batches",
-    "plain, whole batches, memory kept",
-    "ours, float32",
-    "ours, bfloat16",
-)
-"""The steps compared; "memory kept" gives the plain one our memory settings too."""
+PLAIN = ("plain, scan by scan", "plain, whole batches", "plain, whole batches, memory kept")
+"""The published recipe; "memory kept" gives it our memory settings, too."""
+
+_NO_DROPOUT = {"encoder": {"dropout": 0.0, "attention_dropout": 0.0}}
+_ONE_PASS = {"objective": {"masked_passes": 1}}
+OURS: dict[str, dict] = {
+    "float32, dropout": {},
+    "float32, no dropout": _NO_DROPOUT,
+    "bfloat16, dropout": {"precision": "bfloat16"},
+    "bfloat16, no dropout": {"precision": "bfloat16"} | _NO_DROPOUT,
+    "bfloat16, no dropout, one masked pass": {"precision": "bfloat16"} | _NO_DROPOUT | _ONE_PASS,
+    "the same, masked views predict": {
+        "precision": "bfloat16",
+        **_NO_DROPOUT,
+        "objective": {"masked_passes": 1, "lra_online": "masked"},
+    },
+    "bfloat16, dropout, 16 scans at once": {"precision": "bfloat16", "scans_at_once": 16},
+    "float32, dropout, 16 scans at once": {"scans_at_once": 16},
+}
+"""What each of ours changes in the published settings."""
 
 
 def random_views(n_scans: int, n_rois: int, seed: int = 0) -> torch.Tensor:
@@ -52,68 +69,94 @@ def our_step(settings: PretrainSettings, views: torch.Tensor) -> Callable[[], fl
     scans = list(range(views.shape[1]))
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            losses = objective(views, scans, epoch=0)
         optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        losses = take_gradients(objective, views, scans, 0, settings.precision, settings.scans_at_once)
         torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         torch.nn.utils.clip_grad_value_(parameters, 1.0)
         optimizer.step()
         objective.follow()
-        return float(losses.total.detach())
+        return float(losses.total)
 
     return step
+
+
+def changed(settings: PretrainSettings, changes: dict) -> PretrainSettings:
+    """Settings with some values changed, sections included."""
+    sections = {name: getattr(settings, name) for name in changes}
+    new = {
+        name: section.model_copy(update=changes[name]) if isinstance(changes[name], dict) else changes[name]
+        for name, section in sections.items()
+    }
+    return settings.model_copy(update=new)
 
 
 def contender(name: str, batch: int, n_rois: int) -> Callable[[], float]:
     """A step by its name in the table."""
     views = random_views(batch, n_rois)
-    if name.startswith("plain"):
+    if name in PLAIN:
         torch.manual_seed(0)
         reference = ReferenceRecipe(n_rois)
         return lambda: reference.step(views, "scans" if "scan by scan" in name else "masks")
-    precision = "bfloat16" if "bfloat16" in name else "float32"
-    return our_step(preset("paper", "paper").model_copy(update={"precision": precision}), views)
+    return our_step(changed(preset("paper", "paper"), OURS[name]), views)
+
+
+def peak_gib() -> float:
+    """Largest memory that this process has held."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
 
 
 def serve(name: str, batch: int, n_rois: int, threads: int, pipe: Connection) -> None:
-    """In a process of its own: take a step whenever asked, and answer its processor seconds."""
+    """In a process of its own: take a step whenever asked, and answer its processor seconds and the peak so far."""
     torch.set_num_threads(threads)
-    with kept_memory() if "memory kept" in name or name.startswith("ours") else nullcontext():
+    with nullcontext() if name in PLAIN[:2] else kept_memory():
         step = contender(name, batch, n_rois)
         step()
         while pipe.recv():
             started = time.process_time()
             step()
-            pipe.send(time.process_time() - started)
+            pipe.send((time.process_time() - started, peak_gib()))
 
 
-def time_in_turns(names: Sequence[str], batch: int, n_rois: int, threads: int, n_rounds: int) -> dict[str, float]:
-    """Median processor seconds of each step, taken in turns so that a busy machine is busy for all."""
+def measure_in_turns(
+    names: Sequence[str], batch: int, n_rois: int, threads: int, n_rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Median processor seconds and peak GiB of each step, taken in turns so that a busy machine is busy for all."""
     spawn = get_context("spawn")
     pipes: dict[str, Connection] = {}
     for name in names:
         pipes[name], theirs = spawn.Pipe()
         spawn.Process(target=serve, args=(name, batch, n_rois, threads, theirs), daemon=True).start()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(n_rounds):
         for name, pipe in pipes.items():
             pipe.send(True)
-            seconds[name].append(pipe.recv())
+            found[name].append(pipe.recv())
     for pipe in pipes.values():
         pipe.send(False)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: (statistics.median(s for s, _ in rows), max(g for _, g in rows)) for name, rows in found.items()}
 
 
-def against_reference(batch: int, n_rois: int, threads: int, n_rounds: int) -> None:
-    """Print the ratio of the plain recipe's step to ours."""
+def compare(names: Sequence[str], batch: int, n_rois: int, threads: int, n_rounds: int) -> None:
+    """Print time, memory and, where the plain recipe takes part, its time over ours."""
     ours = Objective(n_rois, preset("paper", "paper"))
     count = sum(p.numel() for part in (ours.encoder, ours.projector) for p in part.parameters())
     print(f"online network: {count:,} parameters at {n_rois} ROIs; batch {batch}, {n_rounds} steps each, median")
-    times = time_in_turns(CONTENDERS, batch, n_rois, threads, n_rounds)
-    print(f"{'step':36}{'seconds':>9}{'scan by scan / it':>19}{'whole batches / it':>20}")
-    for name, seconds in times.items():
-        print(f"{name:36}{seconds:9.3f}{times[CONTENDERS[0]] / seconds:19.2f}{times[CONTENDERS[1]] / seconds:20.2f}")
+    found = measure_in_turns(names, batch, n_rois, threads, n_rounds)
+    print(f"{'step':40}{'seconds':>9}{'peak GiB':>10}{'scan by scan / it':>19}{'whole batches / it':>20}")
+    for name, (seconds, peak) in found.items():
+        ratios = [f"{found[plain][0] / seconds:.2f}" if plain in found else "-" for plain in PLAIN[:2]]
+        print(f"{name:40}{seconds:9.3f}{peak:10.2f}{ratios[0]:>19}{ratios[1]:>20}")
+    print(f"{processor()}; {threads} thread(s); python {platform.python_version()}, torch {torch.__version__}")
+
+
+def processor() -> str:
+    """Name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def sizes(names: list[Size], rois: list[int], n_rounds: int) -> None:
@@ -141,13 +184,15 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="*", default=[])
     parser.add_argument("--rois", nargs="*", type=int, default=[100])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ours", action="store_true", help="leave out the plain recipe, which needs 20 GiB at 64")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.sizes:
         sizes(arguments.sizes, arguments.rois, arguments.rounds)
     else:
         for n_rois in arguments.rois:
-            against_reference(arguments.batch, n_rois, arguments.threads, arguments.rounds)
+            names = tuple(OURS) if arguments.ours else (*PLAIN, *OURS)
+            compare(names, arguments.batch, n_rois, arguments.threads, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from openbrainmass.cohort.simulate import simulate_cohort
 from openbrainmass.durable import read_json_lines, sha256_file
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.model import pretrain as pretraining
+from openbrainmass.model.gradients import take_gradients
 from openbrainmass.model.objectives import Objective
 from openbrainmass.model.pretrain import pretrain
 from openbrainmass.model.settings import EncoderSettings, PretrainSettings
@@ -151,9 +152,8 @@ def make(seed: int = 0, **changes):
 
 
 def take_step(objective, optimizer, seed):
-    torch.manual_seed(seed)
     views = torch.randn(2, 5, 14, 14, generator=torch.Generator().manual_seed(seed))
-    objective(views, range(5), epoch=seed).total.backward()
+    take_gradients(objective, views, range(5), epoch=seed, seed=seed)
     optimizer.step()
     optimizer.zero_grad()
     objective.follow()

@@ -7,8 +7,7 @@ Learning", IEEE Transactions on Medical Imaging 2024; LRA is BYOL (Grill et al.,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,17 +19,6 @@ from openbrainmass.model.settings import PretrainSettings
 
 _MASK_STREAM = 0x6D61736B
 """Sets the random numbers of masks apart from those of views, which share seed, epoch and scan."""
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Losses of one step (scalar tensors) and the online embeddings ``(n_scans, readout * n_rois)``, detached."""
-
-    total: torch.Tensor
-    lra: torch.Tensor
-    identification: torch.Tensor
-    reconstruction: torch.Tensor
-    embeddings: torch.Tensor
 
 
 def projection_head(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
@@ -57,9 +45,15 @@ def identification_loss(rows: torch.Tensor, predictions: torch.Tensor) -> torch.
 
 
 def draw_masks(
-    n_rois: int, counts: Sequence[int], scans: Sequence[int], seed: int, epoch: int, apart: bool = False
+    n_rois: int,
+    counts: Sequence[int],
+    scans: Sequence[int],
+    seed: int,
+    epoch: int,
+    apart: bool = False,
+    view: int = 0,
 ) -> list[torch.Tensor]:
-    """Which ROIs to mask, from (seed, epoch, scan) alone.
+    """Which ROIs to mask, from (seed, epoch, scan, view) alone.
 
     Parameters
     ----------
@@ -67,7 +61,7 @@ def draw_masks(
     counts : sequence of int
         How many ROIs each part masks.
     scans : sequence of int
-    seed, epoch : int
+    seed, epoch, view : int
     apart : bool
         No ROI belongs to two parts; otherwise they are drawn independently of each other.
 
@@ -78,7 +72,8 @@ def draw_masks(
     """
     drawn: list[list[np.ndarray]] = [[] for _ in counts]
     for scan in scans:
-        generator = np.random.Generator(np.random.PCG64([_MASK_STREAM, seed, epoch, scan]))
+        key = [_MASK_STREAM, seed, epoch, scan, *([view] if view else [])]
+        generator = np.random.Generator(np.random.PCG64(key))
         order, start = generator.permutation(n_rois), 0
         for rows, count in zip(drawn, counts, strict=True):
             rows.append(order[start : start + count])
@@ -141,22 +136,20 @@ class MaskedModelling(nn.Module):
 
     def forward(
         self, encoder: Encoder, fc: torch.Tensor, to_reconstruct: torch.Tensor, to_identify: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstruction and identification losses of FC ``(n, n_rois, n_rois)``.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruction and identification losses of FC ``(n, n_rois, n_rois)``, and the tokens of the last pass.
 
         Parameters
         ----------
         to_reconstruct, to_identify : Tensor (n, count), int64
             The masked ROIs of each part.
         """
-        parts = []
-        if self.settings.reconstruction:
+        weights, parts = self.settings, []
+        if weights.reconstruction or weights.lra_online == "masked":
             parts.append((to_reconstruct, self.reconstruct))
-        if self.settings.identification:
+        if weights.identification or weights.lra_online == "masked":
             parts.append((to_identify, self.identify))
         loss = {id(self.reconstruct): fc.new_zeros(()), id(self.identify): fc.new_zeros(())}
-        if not parts:
-            return loss[id(self.reconstruct)], loss[id(self.identify)]
         hidden = [_one_hot(rois, fc.shape[1]) for rois, _ in parts]
         if self.settings.masked_passes == 1:
             hidden = [torch.stack(hidden).any(0)]
@@ -166,7 +159,7 @@ class MaskedModelling(nn.Module):
             rows, predictions = _take(fc, rois), head(_take(part, rois))
             compare = functional.mse_loss if head is self.reconstruct else identification_loss
             loss[id(head)] = compare(rows.float(), predictions.float())
-        return loss[id(self.reconstruct)], loss[id(self.identify)]
+        return loss[id(self.reconstruct)], loss[id(self.identify)], tokens[-1]
 
 
 def _one_hot(rois: torch.Tensor, n_rois: int) -> torch.Tensor:
@@ -216,33 +209,50 @@ class Objective(nn.Module):
         self.target["encoder"].load_state_dict(self.encoder.state_dict())
         self.target["projector"].load_state_dict(self.projector.state_dict())
 
-    def forward(
-        self,
-        views: torch.Tensor,
-        scans: Sequence[int],
-        epoch: int,
-        gather: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows,
-    ) -> Losses:
-        """Losses of two views of some scans.
+    def masked_losses(
+        self, views: torch.Tensor, scans: Sequence[int], epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruction and identification losses, and the masked views' embeddings.
 
         Parameters
         ----------
-        views : Tensor (2, n_scans, n_rois, n_rois)
+        views : Tensor (n_views, n_scans, n_rois, n_rois)
+            The views to be masked.
         scans : sequence of int, length n_scans
             Numbers of the scans, from which (with seed and epoch) their masks are drawn.
         epoch : int
-        gather : callable
-            Joins the rows of all processes, so that batch norm sees the whole batch.
+
+        Returns
+        -------
+        reconstruction, identification : Tensor ()
+        embeddings : Tensor (n_views * n_scans, readout * n_rois)
         """
-        counts, together = self.settings.n_masked(views.shape[2]), self.settings.masked_passes == 1
-        masks = draw_masks(views.shape[2], counts, scans, self.seed, epoch, apart=together)
-        reconstruction, identification = self.masked(self.encoder, views[0], *(mask.to(views.device) for mask in masks))
-        embeddings = [gather(half) for half in self.encoder(views.flatten(0, 1)).chunk(2)]
+        n_rois, together = views.shape[2], self.settings.masked_passes == 1
+        drawn = [
+            draw_masks(n_rois, self.settings.n_masked(n_rois), scans, self.seed, epoch, apart=together, view=view)
+            for view in range(len(views))
+        ]
+        masks = [torch.cat(of_part).to(views.device) for of_part in zip(*drawn, strict=True)]
+        reconstruction, identification, tokens = self.masked(self.encoder, views.flatten(0, 1), *masks)
+        return reconstruction, identification, self.encoder.read_out(tokens)
+
+    @torch.no_grad()
+    def target_embeddings(self, views: torch.Tensor) -> torch.Tensor:
+        """The target encoder's embeddings of FC ``(n, n_rois, n_rois)``."""
+        return self.target["encoder"](views)
+
+    def lra(self, online: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Latent representation alignment of embeddings (of the whole batch, because batch norm sees it).
+
+        Parameters
+        ----------
+        online : sequence of Tensor (n_scans, readout * n_rois)
+            The online encoder's embeddings of each view that predicts: both, or the first.
+        target : sequence of Tensor (n_scans, readout * n_rois)
+            The target encoder's embeddings of the views that they predict: the other one each.
+        """
         with torch.no_grad():
-            seen = [gather(half) for half in self.target["encoder"](views.flatten(0, 1)).chunk(2)]
-            targets = [self.target["projector"](half).float() for half in seen]
-        predictions = [self.predictor(self.projector(half)).float() for half in embeddings]
-        lra = alignment(predictions[0], targets[1]) + alignment(predictions[1], targets[0])
-        weights = self.settings
-        total = weights.lra * lra + weights.identification * identification + weights.reconstruction * reconstruction
-        return Losses(total, lra, identification, reconstruction, embeddings[0].detach().float())
+            targets = [self.target["projector"](half).float() for half in target]
+        predictions = [self.predictor(self.projector(half)).float() for half in online]
+        aligned = [alignment(*pair) for pair in zip(predictions, targets, strict=True)]
+        return 2 * torch.stack(aligned).mean()

@@ -22,8 +22,9 @@ from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.model import health
 from openbrainmass.model.checkpoint import Checkpoint
+from openbrainmass.model.gradients import Losses, take_gradients
 from openbrainmass.model.memory import kept_memory
-from openbrainmass.model.objectives import Losses, Objective
+from openbrainmass.model.objectives import Objective
 from openbrainmass.model.pseudo_fc import pseudo_fc_batch
 from openbrainmass.model.scans import Scans, batch_scans, n_batches
 from openbrainmass.model.settings import PretrainSettings
@@ -120,11 +121,17 @@ class _Run:
         numbers = self._my_scans(epoch, batch)
         learning_rate = self._set_learning_rate(epoch)
         views = self._views(numbers, epoch)
-        torch.manual_seed(_key(self.settings.seed, self.step, self.team.rank))
-        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            losses = self.objective(views, numbers, epoch, self.team.gather)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        losses = take_gradients(
+            self.objective,
+            views,
+            numbers,
+            epoch,
+            self.settings.precision,
+            self.settings.scans_at_once,
+            self.team.gather,
+            seed=_key(self.settings.seed, self.step, self.team.rank),
+        )
         self.team.average_gradients(self.parameters)
         values = self._values(losses)
         health.require_finite(self.step + 1, **values)
@@ -176,7 +183,7 @@ class _Run:
         return torch.from_numpy(fc).to(self.team.device)
 
     def _values(self, losses: Losses) -> dict[str, float]:
-        parts = torch.stack([losses.total, losses.lra, losses.identification, losses.reconstruction]).detach()
+        parts = torch.stack([losses.total, losses.lra, losses.identification, losses.reconstruction])
         total, lra, identification, reconstruction = self.team.mean(parts).tolist()
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         return {

@@ -78,6 +78,11 @@ class ObjectiveSettings(Settings):
         Hide a masked ROI's row and column, or (the paper) its row alone, of which the columns tell the answer.
     masked_passes : {1, 2}
         Mask the ROIs of both parts together, or in passes of their own (the paper).
+    lra_online : {"clean", "masked"}
+        Which views the online network predicts from: whole ones (the paper), or those that were masked, which saves a
+        pass and needs ``masked_passes`` 1.
+    lra_directions : {1, 2}
+        Each view predicts the other one (the paper), or the first the second alone.
     extra_tokens : int
         Learned tokens put in front of the masked branch (the paper: 2). Nothing reads them.
     train_heads : bool
@@ -95,6 +100,8 @@ class ObjectiveSettings(Settings):
     n_identify: float = Field(default=0.10, gt=0, lt=1)
     mask: Literal["rows-and-columns", "rows"] = "rows-and-columns"
     masked_passes: Literal[1, 2] = 1
+    lra_online: Literal["clean", "masked"] = "clean"
+    lra_directions: Literal[1, 2] = 2
     extra_tokens: int = Field(default=0, ge=0)
     train_heads: bool = True
     head_hidden: int = Field(default=128, ge=1)
@@ -102,6 +109,12 @@ class ObjectiveSettings(Settings):
     projector_out: int = Field(default=128, ge=1)
     predictor_hidden: int = Field(default=256, ge=1)
     momentum: float = Field(default=0.99, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _masked_views_have_one_pass(self) -> ObjectiveSettings:
+        if self.lra_online == "masked" and self.masked_passes != 1:
+            raise ValueError("lra_online 'masked' needs masked_passes 1, because a view is predicted from one pass")
+        return self
 
     def n_masked(self, n_rois: int) -> tuple[int, int]:
         """How many ROIs are masked for reconstruction (at least 1) and identification (at least 2)."""
@@ -138,6 +151,9 @@ class PretrainSettings(Settings):
         Stop after so many steps even within an epoch.
     batch_size : int
         Recordings a step, over all processes together.
+    scans_at_once : int or None
+        Recordings that go through the encoder together; fewer need less memory and a third more time, and the losses
+        remain those of the whole batch. None: all of the batch.
     learning_rate, weight_decay, warmup_epochs, clip_value
         AdamW; linear warm-up, then constant; each gradient value is clipped to ``+-clip_value``.
     restart_resets_target : bool
@@ -158,6 +174,7 @@ class PretrainSettings(Settings):
     epochs: int = Field(default=30, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=2)
+    scans_at_once: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=5e-5, ge=0)
     warmup_epochs: int = Field(default=3, ge=0)

@@ -150,6 +150,30 @@ def compare(names: Sequence[str], batch: int, n_rois: int, threads: int, n_round
     print(f"{processor()}; {threads} thread(s); python {platform.python_version()}, torch {torch.__version__}")
 
 
+def print_limit(n_rois: int, batch: int) -> None:
+    """Print how long the matrix products of a step alone take, at the rate of the largest of them."""
+    settings = preset("paper", "paper")
+    encoder, width = settings.encoder, settings.encoder.token_width(n_rois)
+    # Of one FC through one layer: query, key, value and output; scores and mixture; feed-forward.
+    products = 4 * n_rois * width**2 + 2 * n_rois**2 * width + 2 * n_rois * width * encoder.ffn
+    for n_masked in (2, 1):
+        # Online networks go forward once and back at twice the cost, the target forward only.
+        passes = 3 * (2 + n_masked) + 2
+        flops = 2 * products * encoder.depth * passes * batch
+        for dtype in (torch.float32, torch.bfloat16):
+            tokens, weight = (torch.ones(rows, width, dtype=dtype) for rows in (2 * batch * n_rois, encoder.ffn))
+            rates = []
+            for _ in range(20):
+                started = time.process_time()
+                tokens @ weight.T
+                rates.append(2 * tokens.shape[0] * width * encoder.ffn / (time.process_time() - started))
+            rate = statistics.median(rates)
+            print(
+                f"limit, {n_masked} masked pass(es), {dtype}: {flops / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s "
+                f"= {flops / rate:.2f} s"
+            )
+
+
 def processor() -> str:
     """Name of the processor."""
     try:
@@ -193,6 +217,7 @@ def main() -> None:
         for n_rois in arguments.rois:
             names = tuple(OURS) if arguments.ours else (*PLAIN, *OURS)
             compare(names, arguments.batch, n_rois, arguments.threads, arguments.rounds)
+            print_limit(n_rois, arguments.batch)
 
 
 if __name__ == "__main__":

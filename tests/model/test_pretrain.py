@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from openbrainmass.cohort.simulate import simulate_cohort
 from openbrainmass.durable import read_json, read_json_lines
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.model.memory import kept_memory
-from openbrainmass.model.pretrain import pretrain
+from openbrainmass.model.pretrain import _Run, pretrain
+from openbrainmass.model.resident import hold_scans
 from openbrainmass.model.scans import Scans, batch_scans, n_batches
 from openbrainmass.model.settings import EncoderSettings, ObjectiveSettings, PretrainSettings, ViewSettings
+from openbrainmass.model.team import Team
 
+NO_DROPOUT = {"width": 16, "depth": 1, "heads": 2, "ffn": 16, "dropout": 0.0}
 LOSSES = ["loss", "lra", "identification", "reconstruction", "grad_norm"]
 FIELDS = ["epoch", "step", *LOSSES, "embedding_spread", "effective_rank", "lr", "scans_per_s", "seconds", "warnings"]
 
@@ -242,6 +246,33 @@ def test_bfloat16_losses_agree_with_float32(finished, small_cohort, tmp_path):
     assert short.mean() == pytest.approx(exact.mean(), rel=0.03)
     np.testing.assert_allclose(short, exact, rtol=0.15)
     assert json.loads((tmp_path / "card.json").read_text())["settings"]["precision"] == "bfloat16"
+
+
+def test_scans_held_on_the_device_give_the_same_training(finished, small_cohort, tmp_path, monkeypatch):
+    """On the processor, which stands in for a device: its views differ by what float16 costs."""
+    monkeypatch.setattr(_Run, "_hold_on_device", lambda run: hold_scans(run.scans, run.team.device))
+    pretrain(small_cohort, quick(), tmp_path, progress=False)
+    by_processor, held = (
+        np.array([record["loss"] for record in read_json_lines(out / "metrics.jsonl")])
+        for out in (finished[0], tmp_path)
+    )
+    assert not np.array_equal(by_processor, held)
+    np.testing.assert_allclose(held, by_processor, rtol=1e-2)
+
+
+def test_scans_that_do_not_fit_the_device_are_told_and_left_to_the_processor(monkeypatch, capsys):
+    monkeypatch.setattr("openbrainmass.model.pretrain.why_not_resident", lambda scans, device: "Too many scans.")
+    run = SimpleNamespace(scans=None, team=Team(0, 1, torch.device("cuda")))
+    assert _Run._hold_on_device(run) is None  # type: ignore[arg-type]
+    assert "Too many scans." in capsys.readouterr().err
+
+
+def test_a_batch_in_cuts_trains_as_a_whole_one(small_cohort, tmp_path):
+    losses = []
+    for name, at_once in (("whole", None), ("cut", 2)):
+        pretrain(small_cohort, quick(scans_at_once=at_once, encoder=NO_DROPOUT), tmp_path / name, progress=False)
+        losses.append([record["loss"] for record in read_json_lines(tmp_path / name / "metrics.jsonl")])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
 
 def test_memory_is_kept_while_training_and_given_back_afterwards():

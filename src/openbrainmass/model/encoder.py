@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -121,7 +122,7 @@ class Encoder(nn.Module):
             )
         tokens = self.project(fc)
         if self.settings.positions == "both":
-            tokens = tokens + sinusoidal_positions(self.n_rois, self.width).to(tokens)
+            tokens = tokens + positions_on(tokens.device, self.n_rois, self.width).to(tokens.dtype)
         return self.run_layers(tokens)
 
     def forward(self, fc: torch.Tensor) -> torch.Tensor:
@@ -139,3 +140,9 @@ def sinusoidal_positions(length: int, width: int) -> torch.Tensor:
     frequency = 10000 ** (-2 * (torch.arange(width) // 2).double() / width)
     angle = position * frequency
     return torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+@lru_cache(maxsize=16)
+def positions_on(device: torch.device, length: int, width: int) -> torch.Tensor:
+    """`sinusoidal_positions` on a device, kept there because sending them at every pass would make it wait."""
+    return sinusoidal_positions(length, width).to(device)

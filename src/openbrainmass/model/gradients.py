@@ -63,18 +63,18 @@ def take_gradients(
         Of dropout: torch's random generator is seeded with it.
     """
     batch = _Batch(objective, views, scans, epoch, precision, at_once or len(scans), seed)
-    settings, weights = objective.settings, batch.weights
+    settings = objective.settings
     masked = views.new_zeros(2)
-    if settings.lra_online == "clean" and weights.any():
+    if settings.lra_online == "clean" and (settings.reconstruction or settings.identification):
         for cut in batch.cuts:
             part, _ = batch.masked(cut, n_views=1)
-            (part @ weights).backward()
+            batch.weigh(part).backward()
             masked += part.detach()
     targets = batch.targets(gather)
     with torch.set_grad_enabled(bool(settings.lra) or settings.lra_online == "masked"):
         lra, part, embeddings = (_whole if len(batch.cuts) == 1 else _in_cuts)(batch, targets, gather)
     masked += part
-    total = settings.lra * lra + masked @ weights
+    total = settings.lra * lra + batch.weigh(masked)
     return Losses(total, lra, masked[1], masked[0], embeddings)
 
 
@@ -83,7 +83,7 @@ def _whole(batch: _Batch, targets: list[torch.Tensor], gather: Gather) -> tuple[
     own, part = batch.online(batch.cuts[0])
     embeddings = [gather(view) for view in own]
     lra = batch.lra(embeddings, targets)
-    total = batch.objective.settings.lra * lra + part @ batch.weights
+    total = batch.objective.settings.lra * lra + batch.weigh(part)
     if total.requires_grad:
         total.backward()
     return lra.detach(), part.detach(), embeddings[0].detach().float()
@@ -102,7 +102,7 @@ def _in_cuts(batch: _Batch, targets: list[torch.Tensor], gather: Gather) -> tupl
         for cut in batch.cuts:
             again, part = batch.online(cut)
             gradient = torch.zeros_like(again) if own.grad is None else own.grad[:, cut]
-            ((again * gradient).sum() + part @ batch.weights).backward()
+            ((again * gradient).sum() + batch.weigh(part)).backward()
     part = torch.stack([part for _, part in found]).sum(dim=0)
     return lra.detach(), part, embeddings[0].detach().float()
 
@@ -123,11 +123,9 @@ class _Batch:
     def cuts(self) -> list[slice]:
         return [slice(start, start + self.at_once) for start in range(0, len(self.scans), self.at_once)]
 
-    @property
-    def weights(self) -> torch.Tensor:
-        """Of reconstruction and identification."""
-        settings = self.objective.settings
-        return self.views.new_tensor([settings.reconstruction, settings.identification])
+    def weigh(self, masked: torch.Tensor) -> torch.Tensor:
+        """Reconstruction and identification losses ``(2,)`` by their weights."""
+        return self.objective.settings.reconstruction * masked[0] + self.objective.settings.identification * masked[1]
 
     def masked(self, cut: slice, n_views: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The cut's share in the batch's reconstruction and identification losses, and the masked views' embeddings."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-from openbrainmass.model.encoder import Encoder, sinusoidal_positions
+from openbrainmass.model.device_draws import draw_rois, philox_key
+from openbrainmass.model.encoder import Encoder, positions_on
 from openbrainmass.model.settings import PretrainSettings
 
-_MASK_STREAM = 0x6D61736B
+_MASK_STREAM = 0x6D61736B0000
 """Sets the random numbers of masks apart from those of views, which share seed, epoch and scan."""
 
 
@@ -47,41 +47,41 @@ def identification_loss(rows: torch.Tensor, predictions: torch.Tensor) -> torch.
 def draw_masks(
     n_rois: int,
     counts: Sequence[int],
-    scans: Sequence[int],
+    scans: Sequence[int] | torch.Tensor,
     seed: int,
-    epoch: int,
+    epoch: int | torch.Tensor,
     apart: bool = False,
     view: int = 0,
+    device: torch.device | str = "cpu",
 ) -> list[torch.Tensor]:
-    """Which ROIs to mask, from (seed, epoch, scan, view) alone.
+    """Which ROIs to mask, from (seed, epoch, scan, view) alone, on any device the same.
 
     Parameters
     ----------
     n_rois : int
     counts : sequence of int
         How many ROIs each part masks.
-    scans : sequence of int
+    scans : sequence of int or Tensor (n_scans,), int64
     seed, epoch, view : int
+        The epoch may be a Tensor (), too. Tensors on the device spare it the wait for the processor.
     apart : bool
         No ROI belongs to two parts; otherwise they are drawn independently of each other.
+    device : torch.device or str
+        Where to draw.
 
     Returns
     -------
     list of Tensor (n_scans, count), int64
         One for each of ``counts``, drawn without replacement.
     """
-    drawn: list[list[np.ndarray]] = [[] for _ in counts]
-    for scan in scans:
-        key = [_MASK_STREAM, seed, epoch, scan, *([view] if view else [])]
-        generator = np.random.Generator(np.random.PCG64(key))
-        order, start = generator.permutation(n_rois), 0
-        for rows, count in zip(drawn, counts, strict=True):
-            rows.append(order[start : start + count])
-            if apart:
-                start += count
-            else:
-                order = generator.permutation(n_rois)
-    return [torch.from_numpy(np.stack(rows)) for rows in drawn]
+    device = torch.device(device)
+    numbers, when = torch.as_tensor(scans, device=device), torch.as_tensor(epoch, device=device)
+    groups = [counts] if apart else [[count] for count in counts]
+    drawn = []
+    for part, group in enumerate(groups):
+        key = philox_key(seed, _MASK_STREAM + (view << 8) + part, device)
+        drawn += draw_rois(key, when, numbers, n_rois, group)
+    return drawn
 
 
 class MaskedModelling(nn.Module):
@@ -127,11 +127,11 @@ class MaskedModelling(nn.Module):
             n_extra = self.extra_tokens.shape[1]
             tokens = torch.cat([self.extra_tokens.expand(len(fc), -1, -1), tokens], dim=1)
         if encoder.settings.positions != "none":
-            positions = sinusoidal_positions(tokens.shape[1], encoder.width)
+            positions = positions_on(tokens.device, tokens.shape[1], encoder.width)
             if encoder.settings.positions == "both":
                 # An ROI has the same position as on the clean branch; the extra tokens come after the last ROI.
                 positions = positions.roll(n_extra, dims=0)
-            tokens = tokens + positions.to(tokens)
+            tokens = tokens + positions.to(tokens.dtype)
         return encoder.run_layers(tokens)[:, n_extra:]
 
     def forward(
@@ -210,7 +210,7 @@ class Objective(nn.Module):
         self.target["projector"].load_state_dict(self.projector.state_dict())
 
     def masked_losses(
-        self, views: torch.Tensor, scans: Sequence[int], epoch: int
+        self, views: torch.Tensor, scans: Sequence[int] | torch.Tensor, epoch: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reconstruction and identification losses, and the masked views' embeddings.
 
@@ -218,9 +218,8 @@ class Objective(nn.Module):
         ----------
         views : Tensor (n_views, n_scans, n_rois, n_rois)
             The views to be masked.
-        scans : sequence of int, length n_scans
-            Numbers of the scans, from which (with seed and epoch) their masks are drawn.
-        epoch : int
+        scans, epoch
+            Numbers of the scans, from which (with seed and epoch) their masks are drawn; see `draw_masks`.
 
         Returns
         -------
@@ -229,10 +228,10 @@ class Objective(nn.Module):
         """
         n_rois, together = views.shape[2], self.settings.masked_passes == 1
         drawn = [
-            draw_masks(n_rois, self.settings.n_masked(n_rois), scans, self.seed, epoch, apart=together, view=view)
+            draw_masks(n_rois, self.settings.n_masked(n_rois), scans, self.seed, epoch, together, view, views.device)
             for view in range(len(views))
         ]
-        masks = [torch.cat(of_part).to(views.device) for of_part in zip(*drawn, strict=True)]
+        masks = [torch.cat(of_part) for of_part in zip(*drawn, strict=True)]
         reconstruction, identification, tokens = self.masked(self.encoder, views.flatten(0, 1), *masks)
         return reconstruction, identification, self.encoder.read_out(tokens)
 

@@ -26,6 +26,7 @@ from openbrainmass.model.gradients import Losses, take_gradients
 from openbrainmass.model.memory import kept_memory
 from openbrainmass.model.objectives import Objective
 from openbrainmass.model.pseudo_fc import pseudo_fc_batch
+from openbrainmass.model.resident import ResidentScans, hold_scans, make_views, why_not_resident
 from openbrainmass.model.scans import Scans, batch_scans, n_batches
 from openbrainmass.model.settings import PretrainSettings
 from openbrainmass.model.state import RunState, load_state, read_run_state, save_state
@@ -101,6 +102,7 @@ class _Run:
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.step, self.seconds, self.saved_at = 0, 0.0, time.monotonic()
+        self.held = self._hold_on_device()
         self.warned: set[str] = set()
         if (out / "state.safetensors").exists():
             self._restart()
@@ -168,8 +170,21 @@ class _Run:
             group["lr"] = rate
         return rate
 
+    def _hold_on_device(self) -> ResidentScans | None:
+        """All scans in the device's memory, where it has one of its own and they fit."""
+        if self.team.device.type == "cpu":
+            return None
+        reason = why_not_resident(self.scans, self.team.device)
+        if reason is None:
+            return hold_scans(self.scans, self.team.device)
+        if self.team.leads:
+            Console(stderr=True).print(reason, style="yellow", markup=False)
+        return None
+
     def _views(self, numbers: list[int], epoch: int) -> torch.Tensor:
         views = self.settings.views
+        if self.held is not None:
+            return make_views(self.held, numbers, epoch, self.settings.seed, views)
         fc = pseudo_fc_batch(
             [self.scans.bold(number) for number in numbers],
             numbers,
@@ -183,16 +198,12 @@ class _Run:
         return torch.from_numpy(fc).to(self.team.device)
 
     def _values(self, losses: Losses) -> dict[str, float]:
-        parts = torch.stack([losses.total, losses.lra, losses.identification, losses.reconstruction])
-        total, lra, identification, reconstruction = self.team.mean(parts).tolist()
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        return {
-            "loss": total,
-            "lra": lra,
-            "identification": identification,
-            "reconstruction": reconstruction,
-            "grad_norm": float(torch.nn.utils.get_total_norm(gradients)),
-        }
+        norm = torch.nn.utils.get_total_norm(gradients)
+        parts = torch.stack([losses.total, losses.lra, losses.identification, losses.reconstruction, norm])
+        # Read in one go, because each time the processor waits for the device.
+        values = self.team.mean(parts).tolist()
+        return dict(zip(("loss", "lra", "identification", "reconstruction", "grad_norm"), values, strict=True))
 
     def _is_logged(self) -> bool:
         return self.step % self.settings.log_every_steps == 0 or self.step in (1, self.n_steps)
@@ -230,6 +241,7 @@ class _Run:
             "epochs": -(-self.step // self.steps_an_epoch),
             "steps": self.step,
             "final_metrics": log[-1] if log else {},
+            "views_made_by": "processor" if self.held is None else str(self.team.device),
         }
         return Checkpoint(self.settings, self.scans.atlas, weights, self.scans.identities, facts)
 

@@ -145,6 +145,13 @@ def test_the_road_by_single_verbs(command, store, tmp_path):
     code, _, _ = command("embed", store, "--checkpoint", tmp_path / "run", "--out", tmp_path / "embeddings.tsv")
     embedded = read_tsv(tmp_path / "embeddings.tsv")
     assert code == 0 and len(embedded) == 24 and {"participant_id", "dx", "e0", "e111"} <= set(embedded.columns)
+    options = ("--checkpoint", tmp_path / "run", "--out", tmp_path / "short.tsv", "--precision", "bfloat16")
+    code, _, warned = command("embed", store, *options)
+    short = read_tsv(tmp_path / "short.tsv")
+    assert code == 0 and (short.equals(embedded) == ("Warning: bfloat16 would change" in warned))
+    np.testing.assert_allclose(short.filter(regex=r"^e\d"), embedded.filter(regex=r"^e\d"), atol=0.02)
+    options = ("--checkpoint", tmp_path / "run", "--out", tmp_path / "other.tsv", "--precision", "float8")
+    refused(command("embed", store, *options), "float8", "choose float32 or bfloat16")
     quick = ("--set", "n_folds=2", "--set", "n_repeats=2", "--set", "few_shot=[2]", "--set", "n_draws=1")
     code, out, _ = command(
         "evaluate",

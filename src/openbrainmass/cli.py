@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -244,13 +245,17 @@ def embed(
     store: Store,
     checkpoint: Annotated[Path, typer.Option(help="A run folder or converted checkpoint.")],
     out: Out,
+    precision: Annotated[
+        str,
+        typer.Option(help="float32, or bfloat16: faster, and float32 is kept where it would change the embeddings."),
+    ] = "float32",
 ) -> None:
     """Write the embedding of every recording as one table."""
     from openbrainmass.cohort.store import load_cohort
     from openbrainmass.durable import require_free
     from openbrainmass.road import write_embeddings
 
-    write_embeddings(load_cohort(store), checkpoint, require_free(out))
+    write_embeddings(load_cohort(store), checkpoint, require_free(out), precision)  # pyright: ignore[reportArgumentType]
     print(f"Wrote {out}")
 
 
@@ -377,8 +382,13 @@ def _print_counts(title: str, values: pd.Series) -> None:
         print(f"{title}: {count} {value}")
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"Warning: {message}", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line: 0 when all is well, 1 with one paragraph for a user's error, 2 for wrong usage."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except OpenBrainMassError as error:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 from sklearn.pipeline import make_pipeline
@@ -32,7 +31,7 @@ from openbrainmass.evaluation.results import Results
 from openbrainmass.evaluation.tasks import Task
 from openbrainmass.interpretation.explain import Explanation, explain
 from openbrainmass.model.checkpoint import Checkpoint
-from openbrainmass.model.embedder import Embedder
+from openbrainmass.model.embedder import Embedder, Precision, embedded_batches
 from openbrainmass.model.finetune import FineTuneClassifier
 from openbrainmass.model.in_fold import PretrainInFold
 from openbrainmass.model.pretrain import pretrain
@@ -254,18 +253,18 @@ def explain_checkpoint(
     return explain(model, cohort, task, n_folds=n_folds, n_permutations=permutations, seed=seed, progress=True)
 
 
-def write_embeddings(cohort: Cohort, checkpoint: str | Path, out: str | Path, batch: int = 64) -> None:
+def write_embeddings(cohort: Cohort, checkpoint: str | Path, out: str | Path, precision: Precision = "float32") -> None:
     """Embed a cohort, a batch at a time, into one TSV: what its tables say, then a column a value."""
-    embedder = Embedder(Checkpoint.load(checkpoint))
     table = cohort.table.drop(columns=["digest", "shard"], errors="ignore")
+    start = 0
     with new_file(out) as handle:
-        for start in range(0, len(cohort), batch):
-            rows = np.arange(start, min(start + batch, len(cohort)))
-            values = embedder.transform(cohort.select(rows))
+        for values in embedded_batches(cohort, Checkpoint.load(checkpoint), precision=precision):
+            rows = slice(start, start + len(values))
             names = [f"e{number}" for number in range(values.shape[1])]
             part = table.iloc[rows].reset_index(drop=True).join(pd.DataFrame(values, columns=names))
             text = part.to_csv(sep="\t", index=False, header=start == 0, na_rep=MISSING, float_format="%.6g")
             handle.write(text.encode())
+            start = rows.stop
 
 
 def _changed(size: str, recipe: str, changes: Mapping[str, Any], source: str) -> PretrainSettings:

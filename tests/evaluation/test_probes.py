@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.svm import SVC, OneClassSVM
 from sklearn.utils.estimator_checks import check_estimator
 
 from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.evaluation import probes
 from openbrainmass.evaluation.probes import (
     PROBES,
     LogisticProbe,
@@ -48,6 +50,24 @@ def test_logistic_in_single_precision_and_with_repeated_rows() -> None:
     ours = LogisticProbe(C=1e-3).fit(X.astype(np.float32), y).decision_function(X.astype(np.float32))
     theirs = LogisticRegression(C=1e-3, tol=1e-10, max_iter=10000).fit(X, y).decision_function(X)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_many_rows_are_solved_without_a_double_copy(monkeypatch: pytest.MonkeyPatch, class_weight: str | None) -> None:
+    monkeypatch.setattr(probes, "MANY", 1e8)
+    rng = np.random.default_rng(0)
+    y = (rng.random(6000) < 0.3).astype(int)
+    X = rng.standard_normal((6000, 200), dtype=np.float32)
+    X[:, :20] += np.float32(0.2) * y[:, None].astype(np.float32)
+    tracemalloc.start()
+    ours = LogisticProbe(class_weight=class_weight).fit(X, y).decision_function(X)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < X.size * 8
+    solver = LogisticRegression(C=0.1, class_weight=class_weight, solver="newton-cholesky", tol=1e-10)
+    theirs = solver.fit(X.astype(np.float64), y).decision_function(X.astype(np.float64))
+    assert np.abs(ours - theirs).max() < 3e-3 * np.abs(theirs).max()
 
 
 @pytest.mark.filterwarnings("error")

@@ -18,6 +18,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from openbrainmass.atlas import Atlas, numbered_atlas
+from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.cohort.simulate import simulate_cohort
 from openbrainmass.connectivity import correlation, ledoit_wolf
 from openbrainmass.errors import OpenBrainMassError
@@ -148,16 +149,52 @@ def test_a_scan_with_as_many_volumes_as_rois_is_bold(checkpoint):
 def test_bad_parameters_are_one_sentence(checkpoint, bold):
     with pytest.raises(OpenBrainMassError, match="batch_size is 0"):
         Embedder(checkpoint, batch_size=0).transform(bold)
+    with pytest.raises(OpenBrainMassError, match="'float16' is not known; choose float32 or bfloat16"):
+        Embedder(checkpoint, precision="float16").transform(bold)  # type: ignore[arg-type]
     with pytest.raises(OpenBrainMassError, match=r"device 'abacus' cannot be used.*device='cpu'"):
         Embedder(checkpoint, device="abacus").transform(bold)
     assert checked_device("cpu").type == "cpu"
+
+
+def test_a_bad_recording_of_a_cohort_is_named_by_its_id(checkpoint):
+    cohort = simulate_cohort(n_people=5, n_sites=1, n_rois=N_ROIS, n_volumes=40, seed=0)
+    ids = cohort.recordings["recording_id"].tolist()
+    broken = Cohort(
+        name=cohort.name,
+        atlas=cohort.atlas,
+        participants=cohort.participants,
+        recordings=cohort.recordings,
+        read=lambda name: np.full((40, N_ROIS), np.inf) if name == ids[3] else cohort.bold(ids.index(name)),
+    )
+    with pytest.raises(OpenBrainMassError, match=rf"^Recording {ids[3]}: .*NaN or infinity"):
+        Embedder(Checkpoint(SMALL, cohort.atlas, checkpoint.weights), batch_size=2).transform(broken)
+
+
+@pytest.mark.filterwarnings("error")
+def test_bfloat16_embeddings_are_those_of_float32_to_its_rounding(bold):
+    wide = PretrainSettings(encoder=EncoderSettings(width=None, depth=2, heads=3, ffn=32, positions="masked-only"))
+    checkpoint = Checkpoint.untrained(ATLAS, wide, seed=0)
+    exact = Embedder(checkpoint, batch_size=3).transform(bold)
+    reduced = Embedder(checkpoint, batch_size=3, precision="bfloat16").transform(bold)
+    assert reduced.dtype == np.float32
+    assert 1e-5 < np.abs(reduced - exact).max() < 0.02
+    assert np.abs(reduced[4] - exact[4]).max() > 1e-5
+
+
+def test_bfloat16_is_not_used_where_it_changes_what_tells_people_apart(bold):
+    deep = PretrainSettings(encoder=EncoderSettings(width=16, depth=8, heads=2, ffn=64))
+    checkpoint = Checkpoint.untrained(ATLAS, deep, seed=0)
+    with pytest.warns(UserWarning, match=r"5 recordings .* so float32 is used") as caught:
+        kept = Embedder(checkpoint, precision="bfloat16").transform(bold)
+    assert len(caught) == 1
+    np.testing.assert_array_equal(kept, Embedder(checkpoint).transform(bold))
 
 
 def test_it_is_a_scikit_learn_transformer(checkpoint, bold):
     embedder = Embedder(checkpoint, batch_size=3)
     copy = clone(embedder)
     assert copy is not embedder
-    assert copy.get_params() == {"checkpoint": checkpoint, "batch_size": 3, "device": "cpu"}
+    assert copy.get_params() == {"checkpoint": checkpoint, "batch_size": 3, "device": "cpu", "precision": "float32"}
     assert copy.set_params(batch_size=2).batch_size == 2
     assert not get_tags(embedder).requires_fit
     check_is_fitted(embedder)

@@ -28,6 +28,10 @@ SCALED_STRENGTH = 20.0
 """``C="scale"`` is this over the number of columns: 1 for 20 covariates, 1e-3 for the 19,900 edges of 200 ROIs."""
 
 
+MANY = 1e10
+"""Rows times squared columns from which `LogisticProbe` uses L-BFGS: Newton's method would take seconds."""
+
+
 class _Binary(ClassifierMixin, BaseEstimator):
     """What the probes share: checked input, two classes, a decision value whose sign is the class."""
 
@@ -64,7 +68,8 @@ class LogisticProbe(_Binary):
 
     The solution is a combination of the training rows, so the problem is rotated into their span (an
     eigendecomposition of ``X @ X.T``), solved there, and rotated back: the same coefficients as
-    `LogisticRegression`, at a cost that hardly grows with the number of columns.
+    `LogisticRegression`, at a cost that hardly grows with the number of columns. Tens of thousands of rows are solved
+    by L-BFGS in the type that they have, without a float64 copy; it stops within 0.3 % of the largest log odds.
 
     Parameters
     ----------
@@ -88,13 +93,16 @@ class LogisticProbe(_Binary):
         """Fit to features (n_rows, n_columns) and labels of two classes."""
         X, codes = self._checked(X, y)
         strength = SCALED_STRENGTH / X.shape[1] if self.C == "scale" else float(self.C)
-        solver = LogisticRegression(
-            C=strength, class_weight=self.class_weight, solver="newton-cholesky", tol=1e-6, max_iter=200
-        )
+        # Newton's method forms a Gram matrix of the columns at every step.
+        many = X.shape[1] <= X.shape[0] and X.shape[0] * X.shape[1] ** 2 > MANY
+        method, steps = ("lbfgs", 1000) if many else ("newton-cholesky", 200)
+        solver = LogisticRegression(C=strength, class_weight=self.class_weight, solver=method, tol=1e-6, max_iter=steps)
         with warnings.catch_warnings():
             # Newton's line search gives up where the start is the solution (constant features); lbfgs then confirms it.
             warnings.filterwarnings("ignore", message="Line search of Newton solver", category=ConvergenceWarning)
-            if X.shape[1] <= X.shape[0]:
+            if many:
+                self.coef_ = solver.fit(X, codes).coef_
+            elif X.shape[1] <= X.shape[0]:
                 self.coef_ = solver.fit(X.astype(np.float64), codes).coef_
             else:
                 lengths, directions = _row_space(X)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -17,8 +18,17 @@ from openbrainmass.connectivity import correlation
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.baselines import Recordings, accept_recordings
 from openbrainmass.model.checkpoint import Checkpoint, open_checkpoint
+from openbrainmass.model.encoder import Encoder
+from openbrainmass.model.inference import agreement, in_bfloat16
+
+Precision = Literal["float32", "bfloat16"]
+
+LEAST_COSINE, LEAST_OWN_COSINE = 0.9999, 0.999
+"""How alike float32 and bfloat16 embeddings of a recording must be, as they are and without what all share."""
 
 _SYMMETRY = 1e-4
+_AT_ONCE = 8
+"""Recordings that pass the layers together on a CPU: the units of more would not stay in its cache."""
 
 
 def is_fc(array: np.ndarray) -> bool:
@@ -48,12 +58,19 @@ def check_atlas(recordings: Recordings, atlas: Atlas) -> None:
         )
 
 
-def checked_recording(array: np.ndarray, number: int, atlas: Atlas) -> np.ndarray:
+def recording_names(recordings: Recordings) -> Sequence[str | int]:
+    """What messages call each recording: its ``recording_id`` in a cohort, else its place."""
+    if isinstance(recordings, Cohort):
+        return recordings.recordings["recording_id"].tolist()
+    return range(len(recordings))
+
+
+def checked_recording(array: np.ndarray, name: str | int, atlas: Atlas) -> np.ndarray:
     """BOLD or FC of one recording as float32 or float64, or a sentence that names the recording."""
     array = np.asarray(array)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.number):
         raise OpenBrainMassError(
-            f"Recording {number} is an array of shape {array.shape} and type {array.dtype}; numbers of shape "
+            f"Recording {name} is an array of shape {array.shape} and type {array.dtype}; numbers of shape "
             "(n_volumes, n_rois) are expected. Give one two-dimensional array a recording."
         )
     if array.shape[1] != atlas.n_rois:
@@ -61,14 +78,14 @@ def checked_recording(array: np.ndarray, number: int, atlas: Atlas) -> np.ndarra
         if array.shape[0] == atlas.n_rois:
             remedy = "It seems transposed: give (n_volumes, n_rois)."
         raise OpenBrainMassError(
-            f"Recording {number} has {array.shape[1]} ROIs but the checkpoint expects {atlas.name} "
+            f"Recording {name} has {array.shape[1]} ROIs but the checkpoint expects {atlas.name} "
             f"({atlas.n_rois}). {remedy}"
         )
     # float16 holds BOLD well enough but its sums overflow.
     return array if array.dtype == np.float64 else array.astype(np.float32)
 
 
-def recording_fc(array: np.ndarray, number: int, checkpoint: Checkpoint) -> np.ndarray:
+def recording_fc(array: np.ndarray, name: str | int, checkpoint: Checkpoint) -> np.ndarray:
     """FC of one recording, by the checkpoint's own estimator where BOLD is given.
 
     Returns
@@ -80,20 +97,20 @@ def recording_fc(array: np.ndarray, number: int, checkpoint: Checkpoint) -> np.n
     OpenBrainMassError
         If the array is neither BOLD nor FC of the checkpoint's atlas.
     """
-    array = checked_recording(array, number, checkpoint.atlas)
+    array = checked_recording(array, name, checkpoint.atlas)
     if is_fc(array):
-        return _checked_fc(array, number).astype(np.float32)
+        return _checked_fc(array, name).astype(np.float32)
     try:
         return correlation(array, checkpoint.fc_estimator).astype(np.float32)
     except OpenBrainMassError as error:
-        raise OpenBrainMassError(f"Recording {number}: {error}") from error
+        raise OpenBrainMassError(f"Recording {name}: {error}") from error
 
 
-def _checked_fc(fc: np.ndarray, number: int) -> np.ndarray:
+def _checked_fc(fc: np.ndarray, name: str | int) -> np.ndarray:
     finite = bool(np.isfinite(fc).all())
     if not finite or np.abs(fc).max() > 1 + _SYMMETRY or not np.allclose(np.diagonal(fc), 1, atol=_SYMMETRY):
         raise OpenBrainMassError(
-            f"Recording {number} is a symmetric matrix but not an FC matrix: correlations within [-1, 1] with a "
+            f"Recording {name} is a symmetric matrix but not an FC matrix: correlations within [-1, 1] with a "
             "diagonal of 1 and no NaN are expected. Give correlations (not covariances or Fisher z; edges of a missing "
             "ROI are 0), or the BOLD itself."
         )
@@ -102,9 +119,10 @@ def _checked_fc(fc: np.ndarray, number: int) -> np.ndarray:
 
 def fc_batches(recordings: Recordings, checkpoint: Checkpoint, batch_size: int) -> Iterator[np.ndarray]:
     """FC stacks ``(n <= batch_size, n_rois, n_rois)`` in order; only one batch is in memory at a time."""
+    names = recording_names(recordings)
     for start in range(0, len(recordings), batch_size):
         numbers = range(start, min(start + batch_size, len(recordings)))
-        yield np.stack([recording_fc(recordings[number], number, checkpoint) for number in numbers])
+        yield np.stack([recording_fc(recordings[number], names[number], checkpoint) for number in numbers])
 
 
 def checked_device(device: str) -> torch.device:
@@ -119,19 +137,56 @@ def checked_device(device: str) -> torch.device:
     return found
 
 
-def embed(recordings: Recordings, checkpoint: Checkpoint, batch_size: int, device: str) -> np.ndarray:
-    """Embeddings ``(n, readout * n_rois)``, float32, of recordings by a checkpoint; see `Embedder.transform`."""
+def embed(
+    recordings: Recordings, checkpoint: Checkpoint, batch_size: int, device: str, precision: Precision = "float32"
+) -> np.ndarray:
+    """Embeddings ``(n, readout * n_rois)``, float32, of recordings by a checkpoint; see `Embedder`."""
+    return np.concatenate(list(embedded_batches(recordings, checkpoint, batch_size, device, precision)))
+
+
+def embedded_batches(
+    recordings: Recordings,
+    checkpoint: Checkpoint,
+    batch_size: int = 64,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> Iterator[np.ndarray]:
+    """The same, ``batch_size`` recordings after the others; all in the precision that the first batch decided."""
     if batch_size < 1:
         raise OpenBrainMassError(f"batch_size is {batch_size}; it must be at least 1.")
+    if precision not in get_args(Precision):
+        raise OpenBrainMassError(f"The precision {precision!r} is not known; choose float32 or bfloat16.")
     check_atlas(recordings, checkpoint.atlas)
     place = checked_device(device)
     encoder = checkpoint.encoder().to(place)
-    with torch.inference_mode():
-        batches = [
-            encoder(torch.from_numpy(fc).to(place)).cpu().numpy()
-            for fc in fc_batches(recordings, checkpoint, batch_size)
-        ]
-    return np.concatenate(batches)
+    for number, stack in enumerate(fc_batches(recordings, checkpoint, batch_size)):
+        fc = torch.from_numpy(stack).to(place)
+        with torch.inference_mode():
+            if precision == "bfloat16" and number == 0:
+                encoder = _reduced_if_alike(encoder, fc)
+            values = embed_fc(encoder, fc).cpu().numpy()
+        yield values
+
+
+def embed_fc(encoder: Encoder, fc: torch.Tensor) -> torch.Tensor:
+    """Embeddings ``(n, size)`` of FC ``(n, n_rois, n_rois)`` on the encoder's device; on a CPU a few at a time."""
+    if fc.is_cuda:
+        return encoder(fc)
+    return torch.cat([encoder(some) for some in fc.split(_AT_ONCE)])
+
+
+def _reduced_if_alike(encoder: Encoder, fc: torch.Tensor) -> Encoder:
+    """The bfloat16 copy of an encoder, or with a warning itself where the copy says something else of these FC."""
+    reduced = in_bfloat16(encoder)
+    whole, own = agreement(embed_fc(encoder, fc), embed_fc(reduced, fc))
+    if whole >= LEAST_COSINE and own >= LEAST_OWN_COSINE:
+        return reduced
+    warnings.warn(
+        f"bfloat16 would change the embeddings of this checkpoint (smallest cosine of {len(fc)} recordings {whole:.6f}, "
+        f"without their mean {own:.6f}; at least {LEAST_COSINE} and {LEAST_OWN_COSINE} are needed), so float32 is used.",
+        stacklevel=3,
+    )
+    return encoder
 
 
 def embedding_names(checkpoint: Checkpoint) -> np.ndarray:
@@ -151,16 +206,28 @@ class Embedder(TransformerMixin, BaseEstimator):
         Recordings embedded at a time; decides memory, not results.
     device : str
         ``"cpu"``, ``"cuda"``...
+    precision : {"float32", "bfloat16"}
+        Number format of the matrix products. In bfloat16 large encoders are about twice as fast; the first batch of each call
+        is embedded both ways, and where for any of its recordings the cosine of the two is below 0.9999, or below 0.999
+        after the batch's mean was taken from both, a warning says so and float32 is used. The second condition is
+        there because embeddings of all people are nearly parallel.
 
     Examples
     --------
     >>> make_pipeline(Embedder("runs/base"), StandardScaler(), SVC()).fit(cohort, y)  # doctest: +SKIP
     """
 
-    def __init__(self, checkpoint: Checkpoint | str | Path, batch_size: int = 64, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint | str | Path,
+        batch_size: int = 64,
+        device: str = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
         self.checkpoint = checkpoint
         self.batch_size = batch_size
         self.device = device
+        self.precision: Precision = precision
 
     @property
     def seen_identities(self) -> frozenset[str]:
@@ -190,7 +257,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         OpenBrainMassError
             If a recording has other ROIs than the checkpoint, or is not usable BOLD or FC.
         """
-        return embed(X, open_checkpoint(self.checkpoint), self.batch_size, self.device)
+        return embed(X, open_checkpoint(self.checkpoint), self.batch_size, self.device, self.precision)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names of the columns: ROI name, underscore, number of the value read out of that ROI."""

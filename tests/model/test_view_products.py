@@ -181,3 +181,19 @@ def test_mixed_batches_and_mistakes() -> None:
     bold[3, 6] = np.nan
     with pytest.raises(OpenBrainMassError, match=r"ROI column\(s\) 6"):
         standardise(bold)
+
+
+@pytest.mark.parametrize("estimator", ["pearson", "ledoit-wolf"])
+@pytest.mark.parametrize("height", [3.0, 10.0, 30.0, 100.0, 1e4])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.4])
+def test_views_of_a_ready_scan_with_spikes_are_exact_to_a_millionth(
+    estimator: str, height: float, share: float
+) -> None:
+    """Whether the spikes are among the volumes left out or stay."""
+    rng = np.random.default_rng(int(height))
+    bold = (rng.normal(size=(150, 5)) @ rng.normal(size=(5, 30)) + rng.normal(size=(150, 30))).astype(np.float32)
+    bold[rng.integers(150, size=4)] += np.float32(height) * (rng.random((4, 30)) < 0.4)
+    views = pseudo_fc_batch([standardise(bold)], [0], 12, share=share, estimator=estimator)[:, 0]
+    for view, kept in zip(views, kept_volumes(150, 12, share=share), strict=True):
+        exact = correlation(bold[kept].astype(np.float64), estimator)
+        assert np.abs(view - exact).max() < 1e-6

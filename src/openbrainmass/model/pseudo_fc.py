@@ -6,6 +6,7 @@ restart, nor the order of the scans can change it.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
@@ -26,6 +27,7 @@ FIXED_COUNT = 60
 """How many volumes "fixed-count" keeps: fewer than 80 % of the shortest usual scan."""
 
 _WORD = (1 << 64) - 1
+_UPPER_HALF = 1 if sys.byteorder == "little" else 0
 _PSEUDO_FC_STREAM = 0x5046
 
 
@@ -234,8 +236,15 @@ _GENERATOR = _Generator()
 def _random_drop(words: np.ndarray, n_left_out: int) -> np.ndarray:
     """All but the smallest words: every subset of that size is equally likely.
 
-    Two equal words of 64 bits do not occur in the lifetime of a cluster.
+    Two equal words of 64 bits do not occur in the lifetime of a cluster. Their upper halves nearly always tell the
+    same, and are ordered faster.
     """
+    kept = _above(words.view(np.uint32)[:, _UPPER_HALF::2], n_left_out)
+    as_many = np.count_nonzero(kept) == len(words) * (words.shape[1] - n_left_out)
+    return kept if as_many else _above(words, n_left_out)
+
+
+def _above(words: np.ndarray, n_left_out: int) -> np.ndarray:
     return words > np.partition(words, n_left_out - 1, axis=1)[:, n_left_out - 1 : n_left_out]
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ _BLOCK_VOLUMES, _BLOCK_VOLUMES_FAR = 128, 48
 _FAR = 1e4  # squared mean over squared deviation
 _LARGEST_SHARE_REMOVED = 0.4
 _SMALLEST_SHARE_LEFT = 0.4  # of the variance of a ROI
+_LARGEST_SHARE_OF_POWER = 0.5  # that is removed with the volumes left out
 _SMALLEST, _LARGEST = 1e-30, 1e30  # products whose inverses and squares float32 holds
 _SMALLEST_OVER_OFFSET = 1.6  # variance over squared mean
 _LARGEST_CONCENTRATION = 0.25  # sum of fourth powers over squared sum of squares: 1 if one volume has all variance
@@ -58,6 +60,16 @@ class StandardisedScan:
     def shape(self) -> tuple[int, ...]:
         """``(n_volumes, n_rois)``."""
         return self.rows.shape
+
+    @cached_property
+    def moments(self) -> np.ndarray:
+        """What the squared power of all volumes follows from ``(2 * n_rois, 2 * n_rois)``; Ledoit-Wolf needs it.
+
+        Products of the columns of ``[rows ** 2, -rows]`` with each other.
+        """
+        rows = self.rows.astype(np.float64)
+        columns = np.concatenate([np.square(rows), -rows], axis=1)
+        return (columns.T @ columns).astype(np.float32)
 
 
 def standardise(bold: np.ndarray) -> StandardisedScan:
@@ -133,15 +145,15 @@ _Block = Sequence[tuple[int, np.ndarray | StandardisedScan, np.ndarray]]
 
 
 class _Products(NamedTuple):
-    """What goes with the products of one or two views of a scan."""
+    """What goes with the products of some views of a scan."""
 
     least: np.ndarray | float  # variance of a ROI, times volumes, that float32 needs (n_rois,)
-    offset: np.ndarray | float  # whose outer product is still to be taken away (n_views, n_rois)
+    offset: np.ndarray | None  # whose outer product is still to be taken away (n_views, n_rois)
     sums: np.ndarray  # of the volumes of each view (n_views, n_rois)
     n_kept: int  # volumes of a view
     still: np.ndarray  # numbers of the ROIs that are constant
-    rows: np.ndarray  # volumes about a common centre (n, n_rois)
-    n_own: int | None  # rows of a view alone, before those of both views; None where rows are in the order of kept
+    rows: np.ndarray  # those left out (n_views, n, n_rois), or all in the order of `_layout` (n, n_rois)
+    n_own: int  # of these, how many belong to a view alone
 
 
 def scans_at_once(n_rois: int) -> int:
@@ -176,47 +188,55 @@ def fill_views(block: _Block, estimator: str, fc: np.ndarray) -> None:
 def _fill(block: _Block, estimator: str, fc: np.ndarray) -> None:
     products = _MEMORY.array("products", *fc.shape)
     offset, least = _MEMORY.array("offset", *fc.shape[:3]), _MEMORY.array("least", *fc.shape[:3])
+    offset[:] = 0
     power, n_kept, n_still = np.empty(fc.shape[:2]), np.empty(fc.shape[:2]), np.empty(fc.shape[:2])
     for number, (_, scan, kept) in enumerate(block):
-        for view in range(0, len(fc), 2):
-            place = slice(view, view + 2), number
-            part = _products(scan, kept[place[0]], products[place])
-            least[place], offset[place] = part.least, part.offset
+        for views, part in _products(scan, kept, products[:, number]):
+            least[views, number] = part.least
+            if part.offset is not None:
+                offset[views, number] = part.offset
             if estimator == "ledoit-wolf":
-                power[place] = _mean_squared_power(part, kept[place[0]], products[place])
-                n_kept[place], n_still[place] = part.n_kept, len(part.still)
+                power[views, number] = _mean_squared_power(scan, part, products[views, number])
+                n_kept[views, number], n_still[views, number] = part.n_kept, len(part.still)
     precise = _normalise(products, offset, least, fc)
     if estimator == "ledoit-wolf":
         _shrink(fc, power, n_kept, n_still)
+        precise &= np.isfinite(power)
     if not precise.all():
         for view, number in np.argwhere(~precise):
             key, scan, kept = block[number]
             fc[view, number] = _exact(scan, kept[view], estimator, key)
 
 
-def _products(scan: np.ndarray | StandardisedScan, kept: np.ndarray, products: np.ndarray) -> _Products:
-    if isinstance(scan, np.ndarray):
-        return _products_of_kept(scan, kept, products)
-    if np.count_nonzero(kept[0]) < (1 - _LARGEST_SHARE_REMOVED) * kept.shape[1]:
-        return _products_of_kept(scan.bold, kept, products)
-    return _products_by_removal(scan, kept, products)
+def _products(
+    scan: np.ndarray | StandardisedScan, kept: np.ndarray, products: np.ndarray
+) -> Iterator[tuple[slice, _Products]]:
+    """Fill products ``(n_views, n_rois, n_rois)``: of all views at once, or by twos, which share theirs."""
+    if isinstance(scan, StandardisedScan):
+        if np.count_nonzero(kept[0]) >= (1 - _LARGEST_SHARE_REMOVED) * kept.shape[1]:
+            yield slice(None), _products_by_removal(scan, kept, products)
+            return
+        scan = scan.bold
+    for start in range(0, len(kept), 2):
+        pair = slice(start, start + 2)
+        yield pair, _products_of_kept(scan, kept[pair], products[pair])
 
 
 def _products_by_removal(scan: StandardisedScan, kept: np.ndarray, products: np.ndarray) -> _Products:
-    n_views, n_volumes = kept.shape
-    n_kept = int(np.count_nonzero(kept[0]))
-    n_gone = n_volumes - n_kept
-    order = np.zeros((n_views, n_gone + 1), dtype=np.int64)
-    for view, mask in enumerate(~kept):
-        order[view, 1:] = mask.nonzero()[0]
-    rows = _MEMORY.array("rows", n_views, n_gone + 1, len(scan.gram))
-    np.take(scan.rows, order, axis=0, out=rows, mode="clip")
+    """Fill products of sets of volumes of one size from those of all volumes."""
+    n_volumes, n_rois = scan.rows.shape
+    gone = (~kept).nonzero()[1].reshape(len(kept), -1)
+    n_gone = gone.shape[1]
+    n_kept = n_volumes - n_gone
+    rows = _MEMORY.array("rows", len(gone), n_gone + 1, n_rois)
+    for view, volumes in enumerate(gone):
+        scan.rows.take(volumes, axis=0, out=rows[view, 1:], mode="clip")
     sums = _sums(rows[:, 1:])
     # One more row takes the product of the means away together with the volumes.
     np.multiply(sums, np.float32(n_kept**-0.5), out=rows[:, 0])
     np.matmul(rows.swapaxes(1, 2), rows, out=products)
     np.subtract(scan.gram, products, out=products)
-    return _Products(_SMALLEST_SHARE_LEFT * n_volumes, 0.0, -sums, n_kept, scan.still, scan.rows, None)
+    return _Products(_SMALLEST_SHARE_LEFT * n_volumes, None, sums, n_kept, scan.still, rows[:, 1:], 0)
 
 
 def _products_of_kept(bold: np.ndarray, kept: np.ndarray, products: np.ndarray) -> _Products:
@@ -355,23 +375,41 @@ def _outer(vectors: np.ndarray, out: torch.Tensor) -> torch.Tensor:
     return torch.mul(values[..., :, None], values[..., None, :], out=out)
 
 
-def _mean_squared_power(part: _Products, kept: np.ndarray, products: np.ndarray) -> np.ndarray:
+def _mean_squared_power(scan: np.ndarray | StandardisedScan, part: _Products, products: np.ndarray) -> np.ndarray:
     """Mean over the volumes of each view of their squared power ``(n_views,)``.
 
-    The power of a volume is the sum over ROIs of its squared standardised BOLD.
+    The power of a volume is the sum over ROIs of its squared standardised BOLD. NaN where float32 is not precise enough.
     """
-    weight = 1 / (products.diagonal(axis1=-2, axis2=-1) - np.square(part.offset))
-    linear = weight * part.sums
-    power = np.square(part.rows, out=_MEMORY.array("squares", *part.rows.shape)) @ (part.n_kept * weight).T
-    power -= part.rows @ (2 * linear).T
-    power += np.einsum("vi,vi->v", linear, part.sums) / np.float32(part.n_kept)
-    if part.n_own is None:
-        power *= kept.T
-    elif part.n_own:
+    variance = products.diagonal(axis1=1, axis2=2)
+    weight = part.n_kept / (variance if part.offset is None else variance - np.square(part.offset))
+    if len(part.still):
+        weight[:, part.still] = 0
+    mean = part.sums / np.float32(part.n_kept if part.offset is not None else -part.n_kept)
+    linear = 2 * weight * mean
+    constant = np.vecdot(linear, mean) / 2
+    squares = np.square(part.rows, out=_MEMORY.array("squares", *part.rows.shape))
+    if part.offset is None and isinstance(scan, StandardisedScan):
+        gone = np.matvec(squares, weight) - np.matvec(part.rows, linear) + constant[:, None]
+        total, removed = _total_squared_power(scan, weight, linear, constant), np.vecdot(gone, gone)
+        return np.where(removed < _LARGEST_SHARE_OF_POWER * total, total - removed, np.nan) / part.n_kept
+    power = (squares @ weight.T - part.rows @ linear.T + constant).astype(np.float64)
+    if part.n_own:
         power[part.n_own : 2 * part.n_own, 0] = 0
         power[: part.n_own, 1] = 0
-    power = power.astype(np.float64)
     return np.einsum("nv,nv->v", power, power) / part.n_kept
+
+
+def _total_squared_power(
+    scan: StandardisedScan, weight: np.ndarray, linear: np.ndarray, constant: np.ndarray
+) -> np.ndarray:
+    """Sum over all volumes of the squared power that these coefficients give each ``(n_views,)``.
+
+    ``(squares @ weight - rows @ linear + constant) ** 2`` multiplied out, of which the sums over volumes are the scan's.
+    """
+    both = np.concatenate([weight, linear], axis=1)
+    # Rows have mean 0 and mean square 1.
+    rest = constant * len(scan.rows) * (2 * weight.sum(axis=1) + constant)
+    return np.vecdot(both @ scan.moments, both) + rest
 
 
 def _shrink(fc: np.ndarray, power: np.ndarray, n_kept: np.ndarray, n_still: np.ndarray) -> None:
@@ -379,8 +417,9 @@ def _shrink(fc: np.ndarray, power: np.ndarray, n_kept: np.ndarray, n_still: np.n
 
     Of each view, the mean squared power of its volumes, how many these are, and its number of constant ROIs.
     """
-    values, squared = torch.from_numpy(fc), torch.from_numpy(_MEMORY.array("outer", *fc.shape))
-    squares = torch.mul(values, values, out=squared).sum((-1, -2)).numpy() - n_still
+    values = torch.from_numpy(fc)
+    flat = fc.reshape(*fc.shape[:2], -1)
+    squares = np.vecdot(flat, flat).astype(np.float64) - n_still
     distance = squares - (fc.shape[-1] - n_still)
     shrinkage = np.where(distance > 0, np.clip((power - squares) / n_kept / distance, 0, 1), 1)
     values *= torch.from_numpy(np.float32(1) - shrinkage.astype(np.float32))[..., None, None]

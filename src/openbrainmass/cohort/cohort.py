@@ -164,6 +164,11 @@ class Cohort(Sequence[np.ndarray]):
             for person, digest in zip(self._recordings["participant_id"], self._recordings["digest"], strict=True)
         ]
 
+    def hashes(self) -> frozenset[str]:
+        """Those of `identities` for all recordings together."""
+        people = self._recordings["participant_id"].unique()
+        return frozenset(self._recordings["digest"]).union(participant_hash(self.name, str(one)) for one in people)
+
 
 def participant_hash(dataset: str, participant_id: str) -> str:
     """sha256 of a person's id within a dataset; in a merged store, whose ids name the dataset, that of the id itself."""

@@ -115,7 +115,8 @@ class Checkpoint:
         folder = make_folder(folder)
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self.weights.items()}
         sha256 = write_tensors(folder / "weights.safetensors", tensors)
-        card = json.loads(json.dumps(self._card(sha256)))
+        # As it will be read again; the identities, which may be many, are that already.
+        card = json.loads(json.dumps(self._card(sha256))) | {"identities": sorted(self.identities)}
         write_json(folder / "card.json", {**card, "card_sha256": _digest(card)})
         return folder
 
@@ -130,7 +131,6 @@ class Checkpoint:
             "package_version": version("openbrainmass"),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "weights_sha256": weights_sha256,
-            "identities": sorted(self.identities),
         }
 
     @classmethod

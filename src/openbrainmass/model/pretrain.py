@@ -83,6 +83,8 @@ def pretrain(
         if team.leads:
             run.checkpoint().save(out)
         team.wait()
+        # What it holds of every recording must not be in memory twice.
+        del run, scans
     return Checkpoint.load(out)
 
 

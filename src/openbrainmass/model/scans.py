@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Scans:
     @property
     def identities(self) -> frozenset[str]:
         """Hashes of every person and recording."""
-        return frozenset().union(*(hashes for cohort in self.cohorts for hashes in cohort.identities()))
+        return frozenset().union(*(cohort.hashes() for cohort in self.cohorts))
 
     @property
     def digest(self) -> str:
@@ -98,5 +99,14 @@ def batch_scans(n_scans: int, batch_size: int, seed: int, epoch: int, batch: int
     -------
     ndarray (n,), int64
     """
+    size, larger = divmod(n_scans, n_batches(n_scans, batch_size))
+    start = batch * size + min(batch, larger)
+    return _order(n_scans, seed, epoch)[start : start + size + (batch < larger)]
+
+
+@lru_cache(maxsize=1)
+def _order(n_scans: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch; drawing it anew at every step would take longer the more scans there are."""
     order = np.random.Generator(np.random.PCG64([_ORDER_STREAM, seed, epoch])).permutation(n_scans)
-    return np.array_split(order, n_batches(n_scans, batch_size))[batch]
+    order.flags.writeable = False
+    return order

@@ -21,7 +21,7 @@ import torch
 from openbrainmass.connectivity import correlation
 from openbrainmass.errors import OpenBrainMassError
 
-_BLOCK_BYTES = 1 << 20  # of products, which stay in a core's cache until they are correlations
+_BLOCK_BYTES = 1 << 21  # of products, which stay in a core's cache until they are correlations
 _BLOCK_VOLUMES, _BLOCK_VOLUMES_FAR = 128, 48
 _FAR = 1e4  # squared mean over squared deviation
 _LARGEST_SHARE_REMOVED = 0.4
@@ -62,14 +62,16 @@ class StandardisedScan:
         return self.rows.shape
 
     @cached_property
-    def moments(self) -> np.ndarray:
-        """What the squared power of all volumes follows from ``(2 * n_rois, 2 * n_rois)``; Ledoit-Wolf needs it.
-
-        Products of the columns of ``[rows ** 2, -rows]`` with each other.
-        """
+    def third(self) -> np.ndarray:
+        """Products of the squared rows with the rows ``(n_rois, n_rois)``, float32; made when Ledoit-Wolf needs them."""
         rows = self.rows.astype(np.float64)
-        columns = np.concatenate([np.square(rows), -rows], axis=1)
-        return (columns.T @ columns).astype(np.float32)
+        return (np.square(rows).T @ rows).astype(np.float32)
+
+    @cached_property
+    def fourth(self) -> np.ndarray:
+        """Products of the squared rows with each other ``(n_rois, n_rois)``, float32; likewise."""
+        squares = np.square(self.rows.astype(np.float64))
+        return (squares.T @ squares).astype(np.float32)
 
 
 def standardise(bold: np.ndarray) -> StandardisedScan:
@@ -87,7 +89,8 @@ def standardise(bold: np.ndarray) -> StandardisedScan:
     -------
     StandardisedScan
         To be given to `pseudo_fc` or `pseudo_fc_batch` in place of the recording. It needs
-        ``4 * n_rois * (n_volumes + n_rois)`` bytes besides the recording itself.
+        ``4 * n_rois * (n_volumes + n_rois)`` bytes besides the recording itself, ``8 * n_rois ** 2`` more when Ledoit-Wolf
+        is first asked for.
 
     Raises
     ------
@@ -376,7 +379,7 @@ def _outer(vectors: np.ndarray, out: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_squared_power(scan: np.ndarray | StandardisedScan, part: _Products, products: np.ndarray) -> np.ndarray:
-    """Mean over the volumes of each view of their squared power ``(n_views,)``.
+    """Mean over the volumes of each view of their squared power ``(n_views,)``; overwrites the part's rows.
 
     The power of a volume is the sum over ROIs of its squared standardised BOLD. NaN where float32 is not precise enough.
     """
@@ -384,32 +387,31 @@ def _mean_squared_power(scan: np.ndarray | StandardisedScan, part: _Products, pr
     weight = part.n_kept / (variance if part.offset is None else variance - np.square(part.offset))
     if len(part.still):
         weight[:, part.still] = 0
-    mean = part.sums / np.float32(part.n_kept if part.offset is not None else -part.n_kept)
-    linear = 2 * weight * mean
-    constant = np.vecdot(linear, mean) / 2
-    squares = np.square(part.rows, out=_MEMORY.array("squares", *part.rows.shape))
     if part.offset is None and isinstance(scan, StandardisedScan):
-        gone = np.matvec(squares, weight) - np.matvec(part.rows, linear) + constant[:, None]
-        total, removed = _total_squared_power(scan, weight, linear, constant), np.vecdot(gone, gone)
-        return np.where(removed < _LARGEST_SHARE_OF_POWER * total, total - removed, np.nan) / part.n_kept
-    power = (squares @ weight.T - part.rows @ linear.T + constant).astype(np.float64)
+        return _power_by_removal(scan, part, weight)
+    mean = part.sums / np.float32(part.n_kept)
+    linear = 2 * weight * mean
+    squares = np.square(part.rows, out=_MEMORY.array("squares", *part.rows.shape))
+    power = (squares @ weight.T - part.rows @ linear.T + np.vecdot(linear, mean) / 2).astype(np.float64)
     if part.n_own:
         power[part.n_own : 2 * part.n_own, 0] = 0
         power[: part.n_own, 1] = 0
     return np.einsum("nv,nv->v", power, power) / part.n_kept
 
 
-def _total_squared_power(
-    scan: StandardisedScan, weight: np.ndarray, linear: np.ndarray, constant: np.ndarray
-) -> np.ndarray:
-    """Sum over all volumes of the squared power that these coefficients give each ``(n_views,)``.
-
-    ``(squares @ weight - rows @ linear + constant) ** 2`` multiplied out, of which the sums over volumes are the scan's.
-    """
-    both = np.concatenate([weight, linear], axis=1)
-    # Rows have mean 0 and mean square 1.
-    rest = constant * len(scan.rows) * (2 * weight.sum(axis=1) + constant)
-    return np.vecdot(both @ scan.moments, both) + rest
+def _power_by_removal(scan: StandardisedScan, part: _Products, weight: np.ndarray) -> np.ndarray:
+    """The same from the scan's moments and the volumes left out."""
+    mean = part.sums / np.float32(-part.n_kept)
+    rows = np.square(np.subtract(part.rows, mean[:, None], out=part.rows), out=part.rows)
+    gone = np.matvec(rows, weight)
+    # All volumes: (squares @ weight - rows @ linear + constant) ** 2 multiplied out, where the rows have mean 0 and
+    # mean square 1.
+    linear = 2 * weight * mean
+    constant = np.vecdot(linear, mean) / 2
+    total = np.vecdot(weight @ scan.fourth, weight) + np.vecdot(linear @ scan.gram - 2 * (weight @ scan.third), linear)
+    total += len(scan.rows) * constant * (2 * weight.sum(axis=1) + constant)
+    removed = np.vecdot(gone, gone)
+    return np.where(removed < _LARGEST_SHARE_OF_POWER * total, total - removed, np.nan) / part.n_kept
 
 
 def _shrink(fc: np.ndarray, power: np.ndarray, n_kept: np.ndarray, n_still: np.ndarray) -> None:

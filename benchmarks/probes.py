@@ -8,8 +8,8 @@ Embedding-like float32 features: 800 columns that share 50 factors, with a class
 deviation on one column in 40; `--columns 800 19900` adds a support vector machine on the edges of 200 ROIs, which takes
 scikit-learn's minutes. Contenders take turns in one process on one thread; figures are medians of CPU seconds. The
 support vector machine is timed with the prediction of as many new people; the linear probes from unstandardised
-features to fitted, so with their `StandardScaler`. scikit-learn's logistic regression is its newton-cholesky solver, the
-fastest on such data, on a float64 copy made beforehand. Every row is compared with the second of its section; the
+features to fitted, so with their `StandardScaler`. Their references are exact: newton-cholesky, on a float64 copy made
+beforehand (ours is scikit-learn's L-BFGS on float32). Every row is compared with the second of its section; the
 differences are shares of that one's largest coefficient and largest decision value.
 """
 

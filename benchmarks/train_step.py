@@ -169,7 +169,7 @@ def print_limit(n_rois: int, batch: int) -> None:
             rates = []
             for _ in range(20):
                 started = time.process_time()
-                tokens @ weight.T
+                torch.mm(tokens, weight.T)
                 rates.append(2 * tokens.shape[0] * width * encoder.ffn / (time.process_time() - started))
             rate = statistics.median(rates)
             print(

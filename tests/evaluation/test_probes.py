@@ -60,11 +60,12 @@ def test_many_rows_are_solved_without_a_double_copy(monkeypatch: pytest.MonkeyPa
     y = (rng.random(6000) < 0.3).astype(int)
     X = rng.standard_normal((6000, 200), dtype=np.float32)
     X[:, :20] += np.float32(0.2) * y[:, None].astype(np.float32)
+    X += 10  # without centring L-BFGS would stop far from the solution
     tracemalloc.start()
     ours = LogisticProbe(class_weight=class_weight).fit(X, y).decision_function(X)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < X.size * 8
+    assert most < 1.5 * X.size * 4
     solver = LogisticRegression(C=0.1, class_weight=class_weight, solver="newton-cholesky", tol=1e-10)
     theirs = solver.fit(X.astype(np.float64), y).decision_function(X.astype(np.float64))
     assert np.abs(ours - theirs).max() < 3e-3 * np.abs(theirs).max()

@@ -181,13 +181,20 @@ def test_bfloat16_embeddings_are_those_of_float32_to_its_rounding(bold):
     assert np.abs(reduced[4] - exact[4]).max() > 1e-5
 
 
-def test_bfloat16_is_not_used_where_it_changes_what_tells_people_apart(bold):
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_bfloat16_is_not_used_where_it_changes_what_tells_people_apart(bold, batch_size):
     deep = PretrainSettings(encoder=EncoderSettings(width=16, depth=8, heads=2, ffn=64))
     checkpoint = Checkpoint.untrained(ATLAS, deep, seed=0)
     with pytest.warns(UserWarning, match=r"5 recordings .* so float32 is used") as caught:
-        kept = Embedder(checkpoint, precision="bfloat16").transform(bold)
+        kept = Embedder(checkpoint, batch_size, precision="bfloat16").transform(bold)
     assert len(caught) == 1
     np.testing.assert_array_equal(kept, Embedder(checkpoint).transform(bold))
+
+
+def test_a_single_recording_is_embedded_in_float32(checkpoint, bold):
+    with pytest.warns(UserWarning, match="One recording does not tell"):
+        found = Embedder(checkpoint, precision="bfloat16").transform(bold[:1])
+    np.testing.assert_array_equal(found, Embedder(checkpoint).transform(bold[:1]))
 
 
 def test_it_is_a_scikit_learn_transformer(checkpoint, bold):

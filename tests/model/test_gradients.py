@@ -101,3 +101,11 @@ def test_bfloat16_agrees_with_float32():
     plain, rounded = outcome(build())[0], outcome(build(), precision="bfloat16")[0]
     assert rounded.total.item() == pytest.approx(plain.total.item(), rel=0.03)
     assert rounded.total.dtype == torch.float32 and rounded.total != plain.total
+
+
+def test_cuts_and_networks_drop_units_of_their_own(monkeypatch):
+    objective, seeds = build(dropout=0.3), []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    take_gradients(objective, random_views(), range(7), epoch=1, at_once=3, seed=100)
+    # Three cuts each of the masked part, the clean views and the target; then the heads; then the clean views again.
+    assert len(seeds) == 3 * 4 + 1 and len(set(seeds)) == 3 * 3 + 1

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openbrainmass.cohort.simulate import simulate_cohort
-from openbrainmass.durable import read_json, read_json_lines
+from openbrainmass.durable import make_folder, read_json, read_json_lines
 from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.model.gradients import take_gradients
 from openbrainmass.model.memory import kept_memory
 from openbrainmass.model.pretrain import _Run, pretrain
 from openbrainmass.model.resident import hold_scans
@@ -265,6 +266,30 @@ def test_scans_that_do_not_fit_the_device_are_told_and_left_to_the_processor(mon
     run = SimpleNamespace(scans=None, team=Team(0, 1, torch.device("cuda")))
     assert _Run._hold_on_device(run) is None  # type: ignore[arg-type]
     assert "Too many scans." in capsys.readouterr().err
+
+
+def test_processes_drop_units_of_their_own(small_cohort, tmp_path, monkeypatch):
+    seeds = []
+
+    def watched(*arguments, seed, **options):
+        seeds.append(seed)
+        return take_gradients(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr("openbrainmass.model.pretrain.take_gradients", watched)
+    for rank in (0, 1):
+        team = Team(rank, 1, torch.device("cpu"))
+        run = _Run(Scans(small_cohort), quick(), make_folder(tmp_path / str(rank)), team)
+        monkeypatch.setattr(run, "_my_scans", lambda epoch, batch: [0, 1, 2, 3])
+        run.train_step()
+    assert seeds[0] != seeds[1]
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(small_cohort, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(OpenBrainMassError, match="device 'cuda' cannot be used here"):
+        pretrain(small_cohort, quick(device="cuda"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_in_cuts_trains_as_a_whole_one(small_cohort, tmp_path):

@@ -237,3 +237,28 @@ def test_the_benchmark_runs() -> None:
     command = [sys.executable, str(script), "--scans", "2", "--rois", "10", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "openbrainmass, pearson" in done.stdout and "again:" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_roi_that_is_not_finite_in_part_is_refused_and_not_taken_for_missing(dtype: type, value: float) -> None:
+    bold = np.random.default_rng(0).normal(size=(100, 10)).astype(dtype)
+    bold[17, 3] = value
+    for key in range(6):
+        kept = kept_volumes(100, scan=key)[:, 17]
+        if kept.any():
+            with pytest.raises(OpenBrainMassError, match=r"column\(s\) 3 "):
+                pseudo_fc_batch([bold], [key])
+        else:
+            assert np.abs(pseudo_fc_batch([bold], [key])[:, 0, 3, :3]).min() > 0
+
+
+def test_at_least_one_view_must_be_asked_for() -> None:
+    with pytest.raises(OpenBrainMassError, match="at least 1"):
+        pseudo_fc(np.random.default_rng(0).normal(size=(50, 4)), n_views=0)
+
+
+def test_words_with_equal_upper_halves_are_told_apart_by_the_lower() -> None:
+    words = np.array([[5, 1, 3, 2, 4], [9, 1 << 40, 7, 8, 6]], dtype=np.uint64)
+    kept = AUGMENTATIONS["random-drop"](words, 2)
+    assert kept.tolist() == [[True, False, True, False, True], [True, True, False, True, False]]

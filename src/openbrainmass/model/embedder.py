@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -20,6 +21,7 @@ from openbrainmass.evaluation.baselines import Recordings, accept_recordings
 from openbrainmass.model.checkpoint import Checkpoint, open_checkpoint
 from openbrainmass.model.encoder import Encoder
 from openbrainmass.model.inference import agreement, in_bfloat16
+from openbrainmass.model.team import checked_device
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -27,6 +29,8 @@ LEAST_COSINE, LEAST_OWN_COSINE = 0.9999, 0.999
 """How alike float32 and bfloat16 embeddings of a recording must be, as they are and without what all share."""
 
 _SYMMETRY = 1e-4
+_JUDGED = 64
+"""Recordings, the first of each call, on which it is judged whether bfloat16 will do."""
 _AT_ONCE = 8
 """Recordings that pass the layers together on a CPU: the units of more would not stay in its cache."""
 
@@ -125,18 +129,6 @@ def fc_batches(recordings: Recordings, checkpoint: Checkpoint, batch_size: int) 
         yield np.stack([recording_fc(recordings[number], names[number], checkpoint) for number in numbers])
 
 
-def checked_device(device: str) -> torch.device:
-    """Turn a device name into a torch device that exists here."""
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise OpenBrainMassError(
-            f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}). Use device='cpu'."
-        ) from error
-    return found
-
-
 def embed(
     recordings: Recordings, checkpoint: Checkpoint, batch_size: int, device: str, precision: Precision = "float32"
 ) -> np.ndarray:
@@ -151,7 +143,7 @@ def embedded_batches(
     device: str = "cpu",
     precision: Precision = "float32",
 ) -> Iterator[np.ndarray]:
-    """The same, ``batch_size`` recordings after the others; all in the precision that the first batch decided."""
+    """The same, ``batch_size`` recordings after the others; all in one precision."""
     if batch_size < 1:
         raise OpenBrainMassError(f"batch_size is {batch_size}; it must be at least 1.")
     if precision not in get_args(Precision):
@@ -159,12 +151,12 @@ def embedded_batches(
     check_atlas(recordings, checkpoint.atlas)
     place = checked_device(device)
     encoder = checkpoint.encoder().to(place)
-    for number, stack in enumerate(fc_batches(recordings, checkpoint, batch_size)):
-        fc = torch.from_numpy(stack).to(place)
+    if precision == "bfloat16":
+        first = islice(fc_batches(recordings, checkpoint, batch_size), -(-_JUDGED // batch_size))
+        encoder = _reduced_if_alike(encoder, torch.from_numpy(np.concatenate(list(first))[:_JUDGED]).to(place))
+    for stack in fc_batches(recordings, checkpoint, batch_size):
         with torch.inference_mode():
-            if precision == "bfloat16" and number == 0:
-                encoder = _reduced_if_alike(encoder, fc)
-            values = embed_fc(encoder, fc).cpu().numpy()
+            values = embed_fc(encoder, torch.from_numpy(stack).to(place)).cpu().numpy()
         yield values
 
 
@@ -177,8 +169,12 @@ def embed_fc(encoder: Encoder, fc: torch.Tensor) -> torch.Tensor:
 
 def _reduced_if_alike(encoder: Encoder, fc: torch.Tensor) -> Encoder:
     """The bfloat16 copy of an encoder, or with a warning itself where the copy says something else of these FC."""
-    reduced = in_bfloat16(encoder)
-    whole, own = agreement(embed_fc(encoder, fc), embed_fc(reduced, fc))
+    if len(fc) < 2:
+        warnings.warn("One recording does not tell whether bfloat16 changes embeddings; float32 is used.", stacklevel=3)
+        return encoder
+    with torch.inference_mode():
+        reduced = in_bfloat16(encoder)
+        whole, own = agreement(embed_fc(encoder, fc), embed_fc(reduced, fc))
     if whole >= LEAST_COSINE and own >= LEAST_OWN_COSINE:
         return reduced
     warnings.warn(
@@ -207,10 +203,10 @@ class Embedder(TransformerMixin, BaseEstimator):
     device : str
         ``"cpu"``, ``"cuda"``...
     precision : {"float32", "bfloat16"}
-        Number format of the matrix products. In bfloat16 large encoders are about twice as fast; the first batch of each call
-        is embedded both ways, and where for any of its recordings the cosine of the two is below 0.9999, or below 0.999
-        after the batch's mean was taken from both, a warning says so and float32 is used. The second condition is
-        there because embeddings of all people are nearly parallel.
+        Number format of the matrix products. In bfloat16 large encoders are about twice as fast; the first 64 recordings of
+        each call are embedded both ways, and where for any of them the cosine of the two is below 0.9999, or below
+        0.999 after their mean was taken from both, a warning says so and float32 is used. The second condition is
+        there because embeddings of all people are nearly parallel. A single recording is embedded in float32.
 
     Examples
     --------

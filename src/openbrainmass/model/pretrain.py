@@ -30,7 +30,7 @@ from openbrainmass.model.resident import ResidentScans, hold_scans, make_views, 
 from openbrainmass.model.scans import Scans, batch_scans, n_batches
 from openbrainmass.model.settings import PretrainSettings
 from openbrainmass.model.state import RunState, load_state, read_run_state, save_state
-from openbrainmass.model.team import Team, join_team
+from openbrainmass.model.team import Team, checked_device, join_team, own_device
 
 
 def pretrain(
@@ -58,14 +58,15 @@ def pretrain(
     Raises
     ------
     OpenBrainMassError
-        If the atlases differ, there are fewer than two recordings, the folder belongs to a run of other settings or
-        data, or a loss is no longer finite.
+        If the device is not there, the atlases differ, there are fewer than two recordings, the folder belongs to a run
+        of other settings or data, or a loss is no longer finite.
 
     Notes
     -----
     Under ``torchrun`` each process takes its share of every batch, and the loss is that of the whole batch; a batch
     that the processes cannot share evenly leaves out the last few scans of its random order.
     """
+    checked_device(str(own_device(settings.device)))
     scans, out = Scans(cohorts), durable.make_folder(out)
     _check_folder(out, settings, scans)
     if (out / "card.json").exists():

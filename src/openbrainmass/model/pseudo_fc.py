@@ -84,7 +84,7 @@ def pseudo_fc(
     -------
     ndarray or Tensor (n_views, n_rois, n_rois)
         What `correlation` gives for the kept volumes of each view: float64 for float64 input, else float32 within
-        1e-6 of that. A Tensor is differentiable.
+        1e-6 of that (3e-6 for series of two values only). A Tensor is differentiable.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def pseudo_fc_batch(
     Returns
     -------
     ndarray (n_views, n_scans, n_rois, n_rois), float32
-        Equal to `correlation` of the kept volumes within 1e-6.
+        Equal to `correlation` of the kept volumes within 1e-6 (3e-6 for series of two values only).
 
     Raises
     ------
@@ -191,6 +191,8 @@ def kept_volumes(
         raise OpenBrainMassError(
             f"The augmentation {augmentation!r} is not known; choose one of {', '.join(sorted(AUGMENTATIONS))}."
         )
+    if n_views < 1:
+        raise OpenBrainMassError(f"{n_views} views were asked for; ask for at least 1.")
     if not 0 <= share < 1:
         raise OpenBrainMassError(
             f"The share of volumes to leave out is {share}; it must be at least 0 and below 1, such as 0.2."

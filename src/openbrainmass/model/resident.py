@@ -1,7 +1,8 @@
 """Recordings held on the device, and their pseudo-FC made there without the processor.
 
 Every ROI is centred on its median and scaled by a power of two to the range of float16; correlation cares for
-neither. So a spike of any height leaves the other volumes their full precision, which centring on the mean would not.
+neither. So a spike of up to 1e9 standard deviations leaves the other volumes their precision, which
+centring on the mean would not.
 The products of a view are those of the volumes that it keeps, never a difference of larger ones, and sum in float32.
 What float16 costs: edges differ from the float64 correlation of the recording by 3e-4 (root mean square; at most about
 2e-3) over the root of the number of volumes kept, a few thousandths of what sampling that many volumes leaves uncertain.

@@ -152,7 +152,7 @@ class PretrainSettings(Settings):
     batch_size : int
         Recordings a step, over all processes together.
     scans_at_once : int or None
-        Recordings that go through the encoder together; fewer need less memory and a third more time, and the losses
+        Recordings that go through the encoder together; fewer need less memory and up to a quarter more time, and the losses
         remain those of the whole batch. None: all of the batch.
     learning_rate, weight_decay, warmup_epochs, clip_value
         AdamW; linear warm-up, then constant; each gradient value is clipped to ``+-clip_value``.

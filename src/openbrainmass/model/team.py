@@ -15,6 +15,18 @@ from torch import nn
 from openbrainmass.errors import OpenBrainMassError
 
 
+def checked_device(device: str) -> torch.device:
+    """Turn a device name into a torch device that exists here."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OpenBrainMassError(
+            f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}). Use device='cpu'."
+        ) from error
+    return found
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
@@ -105,6 +117,13 @@ class Team:
             dist.barrier()
 
 
+def own_device(device: str) -> torch.device:
+    """The device of this process: under ``torchrun`` each has its own."""
+    if "LOCAL_RANK" in os.environ and device.startswith("cuda"):
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device(device)
+
+
 @contextmanager
 def join_team(device: str) -> Iterator[Team]:
     """Join the processes that ``torchrun`` started, each of which runs the same command.
@@ -118,8 +137,8 @@ def join_team(device: str) -> Iterator[Team]:
     if size == 1:
         yield Team(0, 1, torch.device(device))
         return
-    on_cuda = device.startswith("cuda")
-    place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_cuda else torch.device("cpu")
+    place = own_device(device)
+    on_cuda = place.type == "cuda"
     if on_cuda:
         torch.cuda.set_device(place)
     started_here = not dist.is_initialized()

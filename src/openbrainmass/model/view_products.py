@@ -97,6 +97,7 @@ def standardise(bold: np.ndarray) -> StandardisedScan:
     OpenBrainMassError
         As `openbrainmass.connectivity.correlation` does, or if the array is not of two dimensions.
     """
+    bold = np.asarray(bold)
     if bold.ndim != 2:
         raise OpenBrainMassError(
             f"standardise was given BOLD of shape {tuple(bold.shape)}; one recording (n_volumes, n_rois) is expected. "
@@ -289,6 +290,8 @@ def _rows(bold: np.ndarray, order: np.ndarray, n_both: int) -> tuple[np.ndarray,
         wide = bold[order].astype(np.float64)
         parts, reference = _parts(wide, n_both)
         np.subtract(parts, reference.mean(axis=-2, keepdims=True), out=rows.reshape(parts.shape), casting="same_kind")
+        # What is not finite in part must not look as if it were missing throughout.
+        rows[1:, ~np.isfinite(wide.sum(axis=0)) & ~np.isnan(wide).all(axis=0)] = 0
         # One NaN sends the views of a ROI that hardly varies the precise way.
         rows[0, _doubtful(wide[0], np.std(wide - wide[0], axis=0))] = np.nan
     still = _still(rows)

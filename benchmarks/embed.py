@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -35,6 +33,7 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
+from machine import about_machine
 from openbrainmass.atlas import numbered_atlas
 from openbrainmass.cohort.store import load_cohort
 from openbrainmass.evaluation.probes import make_probe
@@ -161,17 +160,6 @@ def diagnoses(console: Console, store: str, target: str, runs: list[str]) -> Non
     console.print(f"{counts[0]} recordings of {counts[1]} people, label {target}")
 
 
-def about_machine() -> str:
-    """Processor, cores, versions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    found = ", ".join(f"{name} {version(name)}" for name in ("openbrainmass", "torch", "numpy", "scikit-learn"))
-    return f"{processor}, {os.cpu_count()} cores, 1 thread used; python {platform.python_version()}, {found}"
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="embedding against a plain float32 forward")
@@ -194,7 +182,8 @@ def main() -> None:
             console.print(table)
         if options.cohort:
             diagnoses(console, options.cohort, options.target, options.checkpoints)
-    console.print(f"{about_machine()}\nmedians over {options.rounds} rounds in turn")
+    machine = about_machine("torch", "numpy", "scikit-learn")
+    console.print(f"{machine}; 1 thread used\nmedians over {options.rounds} rounds in turn")
     console.print("again: OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 python benchmarks/embed.py")
 
 

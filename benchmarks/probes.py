@@ -17,13 +17,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -37,6 +34,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from machine import about_machine
 from openbrainmass.evaluation.probes import SCALED_STRENGTH, SupportVectorProbe, make_probe
 
 
@@ -149,17 +147,6 @@ def linear_probes(table: Table, n: int, n_columns: int, n_rounds: int) -> None:
     add_rows(table, f"Ridge, {title}", take_turns(contenders, n_rounds))
 
 
-def about_machine() -> str:
-    """Processor, cores, versions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    found = ", ".join(f"{name} {version(name)}" for name in ("openbrainmass", "numpy", "scipy", "scikit-learn"))
-    return f"{processor}, {os.cpu_count()} cores, 1 thread used; python {platform.python_version()}, {found}"
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="probes against scikit-learn")
@@ -185,7 +172,8 @@ def main() -> None:
     linear_probes(table, options.rows, 800, options.rounds)
     console = Console(width=140)
     console.print(table)
-    console.print(f"{about_machine()}\nmedians of {options.rounds} rounds in turn (1 beyond 5,000 columns)")
+    machine = about_machine("numpy", "scipy", "scikit-learn")
+    console.print(f"{machine}; 1 thread used\nmedians of {options.rounds} rounds in turn (1 beyond 5,000 columns)")
     console.print("again: OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 python benchmarks/probes.py")
 
 

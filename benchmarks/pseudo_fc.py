@@ -17,12 +17,9 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -35,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.covariance import EmpiricalCovariance
 
+from machine import about_machine
 from openbrainmass.connectivity import correlation
 from openbrainmass.model.pseudo_fc import kept_volumes, pseudo_fc_batch
 from openbrainmass.model.view_products import StandardisedScan, standardise
@@ -261,18 +259,6 @@ def print_processes(console: Console, scans: list[np.ndarray], seconds: float) -
         console.print(f"{name}: one process {one:,.0f} views/s, two {rates[1]:,.0f}: {rates[1] / one:.2f} times")
 
 
-def machine() -> str:
-    """Processor, cores, versions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        processor = platform.processor() or platform.machine()
-    packages = ("openbrainmass", "numpy", "scipy", "torch", "scikit-learn", "nilearn")
-    found = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{processor}, {os.cpu_count()} cores, 1 thread used; python {platform.python_version()}, {found}"
-
-
 def parsed() -> argparse.Namespace:
     """The arguments."""
     parser = argparse.ArgumentParser(description="pseudo-FC against nilearn, numpy and the published data path")
@@ -308,7 +294,8 @@ def main() -> None:
         print_speed(console, title, runs, BATCH, options.rounds)
         print_processes(console, recordings(options.scans, options.rois, options.volumes, mixed=True), options.seconds)
         print_errors(console, options.rois, n_seeds=5)
-    console.print(f"{machine()}\nmedians of CPU time over {options.rounds} rounds in turn")
+    machine = about_machine("numpy", "scipy", "torch", "scikit-learn", "nilearn")
+    console.print(f"{machine}; 1 thread used\nmedians of CPU time over {options.rounds} rounds in turn")
     console.print(f"again: OMP_NUM_THREADS=1 python benchmarks/pseudo_fc.py{' --all' if options.all else ''}")
 
 

@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from machine import peak_mib
+
 STEPS, WARM_STEPS = 40, 10
 
 
@@ -85,9 +87,7 @@ def pretrain_some_steps(store: Path) -> None:
     out = store.with_name(store.name + "-run")
     pretrain(load_cohort(store), settings, out, progress=False)
     seconds = np.diff([record["seconds"] for record in read_json_lines(out / "metrics.jsonl")])
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
-    print(json.dumps({"peak_mib": peak, "ms": 1e3 * statistics.median(seconds[WARM_STEPS:])}))
+    print(json.dumps({"peak_mib": peak_mib(), "ms": 1e3 * statistics.median(seconds[WARM_STEPS:])}))
 
 
 def team(n_scans: int, steps: int) -> None:

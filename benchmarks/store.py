@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from machine import peak_mib
+
 N_ROIS, N_VOLUMES, N_FACTORS, TR = 100, 200, 12, 2.0
 SCANS_A_PERSON = 70_781 / 46_686
 
@@ -75,9 +77,7 @@ def build(n_scans: int, out: Path, jobs: int) -> None:
     print("started", flush=True)
     began = time.monotonic()
     made = build_store(source(n_scans), out, progress=False, jobs=jobs)
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
-    print(json.dumps({"n": len(made), "seconds": time.monotonic() - began, "peak_mib": peak}), flush=True)
+    print(json.dumps({"n": len(made), "seconds": time.monotonic() - began, "peak_mib": peak_mib()}), flush=True)
 
 
 def start(n_scans: int, out: Path, jobs: int) -> subprocess.Popen[str]:

@@ -11,18 +11,17 @@ contender has a process of its own and they take turns; the peak memory is that 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from machine import about_machine, peak_mib
 from openbrainmass.model.gradients import take_gradients
 from openbrainmass.model.memory import kept_memory
 from openbrainmass.model.objectives import Objective
@@ -100,12 +99,6 @@ def contender(name: str, batch: int, n_rois: int) -> Callable[[], float]:
     return our_step(changed(preset("paper", "paper"), OURS[name]), views)
 
 
-def peak_gib() -> float:
-    """Largest memory that this process has held."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
-
-
 def serve(name: str, batch: int, n_rois: int, threads: int, pipe: Connection) -> None:
     """In a process of its own: take a step whenever asked, and answer its processor seconds and the peak so far."""
     torch.set_num_threads(threads)
@@ -115,7 +108,7 @@ def serve(name: str, batch: int, n_rois: int, threads: int, pipe: Connection) ->
         while pipe.recv():
             started = time.process_time()
             step()
-            pipe.send((time.process_time() - started, peak_gib()))
+            pipe.send((time.process_time() - started, peak_mib() / 1024))
 
 
 def measure_in_turns(
@@ -151,7 +144,7 @@ def compare(names: Sequence[str], batch: int, n_rois: int, threads: int, n_round
     for name, (seconds, peak) in found.items():
         ratios = [f"{found[plain][0] / seconds:.2f}" if plain in found else "-" for plain in PLAIN[:2]]
         print(f"{name:40}{seconds:9.3f}{peak:10.2f}{ratios[0]:>19}{ratios[1]:>20}")
-    print(f"{processor()}; {threads} thread(s); python {platform.python_version()}, torch {torch.__version__}")
+    print(f"{about_machine('torch')}; {threads} thread(s) used")
 
 
 def print_limit(n_rois: int, batch: int) -> None:
@@ -176,15 +169,6 @@ def print_limit(n_rois: int, batch: int) -> None:
                 f"limit, {n_masked} masked pass(es), {dtype}: {flops / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s "
                 f"= {flops / rate:.2f} s"
             )
-
-
-def processor() -> str:
-    """Name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def sizes(names: list[Size], rois: list[int], n_rounds: int) -> None:

@@ -10,9 +10,8 @@ from functools import lru_cache
 
 import torch
 
-from openbrainmass.model.pseudo_fc import CHUNK_VOLUMES, FIXED_COUNT
+from openbrainmass.model.pseudo_fc import CHUNK_VOLUMES, FIXED_COUNT, VIEW_STREAM
 
-_VIEW_STREAM = 0x5046  # that of pseudo_fc
 _HALF = (1 << 32) - 1
 _LOWEST, _HIGHEST = -(1 << 63), (1 << 63) - 1
 
@@ -47,7 +46,7 @@ def philox_key(seed: int, stream: int, device: torch.device) -> torch.Tensor:
 
 def view_key(seed: int, device: torch.device) -> torch.Tensor:
     """The `philox_key` of the views of that seed."""
-    return philox_key(seed, _VIEW_STREAM, device)
+    return philox_key(seed, VIEW_STREAM, device)
 
 
 def philox_words(key: torch.Tensor, epoch: torch.Tensor, scans: torch.Tensor, n_words: int) -> torch.Tensor:

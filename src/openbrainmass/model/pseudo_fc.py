@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 CHUNK_VOLUMES = 10
 """About how many volumes a chunk of "chunk-drop" has."""
 
+VIEW_STREAM = 0x5046
+"""Sets the random words of views apart from all others of the same seed, epoch and scan."""
+
 FIXED_COUNT = 60
 """How many volumes "fixed-count" keeps: fewer than 80 % of the shortest usual scan."""
 
 _WORD = (1 << 64) - 1
 _UPPER_HALF = 1 if sys.byteorder == "little" else 0
-_PSEUDO_FC_STREAM = 0x5046
 
 
 @overload
@@ -228,7 +230,7 @@ class _Generator(threading.local):
         self.philox = np.random.Philox(key=0)
         self.state: dict[str, Any] = self.philox.state  # type: ignore[assignment]
         self.key, self.counter = self.state["state"]["key"], self.state["state"]["counter"]
-        self.key[1] = _PSEUDO_FC_STREAM
+        self.key[1] = VIEW_STREAM
         self.counter[:] = 0
 
 

@@ -151,6 +151,78 @@ def test_a_first_column_without_a_header_and_a_missing_word_of_its_own(tmp_path)
     assert table.loc[1, ["dx", "sex", "age"]].isna().all()
 
 
+def test_families_are_read_where_somebody_joined_them(tmp_path):
+    text = "Subject,Gender,Age,PMAT24_A_CR\n100307,F,26-30,17\n100408,M,31-35,\n"
+    table = read_phenotype(written(tmp_path, "unrestricted_x.csv", text), dataset_card("hcp-ya"))
+    assert "family_id" not in table and table["pmat"][0] == 17 and np.isnan(table["pmat"][1])
+    joined = text.replace("CR\n", "CR,Family_ID\n").replace("17\n", "17,5_8\n").replace("35,\n", "35,,5_8\n")
+    table = read_phenotype(written(tmp_path, "joined.csv", joined), dataset_card("hcp-ya"))
+    assert table["family_id"].tolist() == ["5_8", "5_8"]
+    text = "participant_id\tsex\tage\tfamily_id\nsub-0001\tM\t27\t12\n"
+    assert read_phenotype(written(tmp_path, "participants.tsv", text), dataset_card("qtim"))["family_id"][0] == "12"
+
+
+OASIS = (
+    "OASISID,OASIS_session_label,days_to_visit,age at visit,NORMCOG,DEMENTED,MCIAMEM,MCIAPLUS,MCINON1,MCINON2,IMPNOMCI"
+)
+
+
+def test_flags_of_the_first_visit_are_the_diagnosis(tmp_path):
+    rows = ["OAS30001,b,0339,66,0,1,0,0,0,0,0", "OAS30001,a,0000,65,1,0,0,0,0,0,0", "OAS30002,a,10,72,0,0,0,0,1,0,0"]
+    rows += ["OAS30003,a,5,70,0,0,8,8,8,8,1", "OAS30004,a,5,70,0,0,0,0,0,0,0", "OAS30005,a,5,70,,1,,,,,"]
+    text = "\n".join([OASIS, *rows])
+    table = read_phenotype(written(tmp_path, "OASIS3_UDSd1_diagnoses.csv", text), dataset_card("oasis3"))
+    assert table["participant_id"].tolist() == [f"sub-OAS3000{i}" for i in range(1, 6)]
+    assert table["dx"].fillna("").tolist() == ["control", "mci", "impaired", "", "dementia"]
+    assert table["age_at_entry"].tolist() == [65, 72, 70, 70, 70] and "sex" not in table
+    card = dataset_card("oasis3")
+    assert "NORMCOG 1 = control" in card.text() and "smallest days_to_visit" in card.text()
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("OAS30001,a,soon,65,1,0,0,0,0,0,0", "line 2: days_to_visit is 'soon', but it is a number"),
+        ("OAS30001,a,0,65,2,0,0,0,0,0,0", "line 2: NORMCOG is '2'"),
+        ("OAS30001,a,0,65,1,0,0,0,0,0,0\nOAS30001,b,0,65,1,0,0,0,0,0,0", "lines 2, 3"),
+    ],
+)
+def test_a_bad_visit_is_refused(tmp_path, row, words):
+    assert words in refusal(written(tmp_path, "d1.csv", f"{OASIS}\n{row}\n"), "oasis3")
+
+
+def test_a_table_without_visits_is_read_as_before(tmp_path):
+    text = "OASISID,Subject_accession,AgeatEntry,GENDER,EDUC\nOAS30001,x,65.2,2,12\n"
+    table = read_phenotype(written(tmp_path, "OASIS3_demographics.csv", text), dataset_card("oasis3"))
+    assert table.to_dict("records") == [{"participant_id": "sub-OAS30001", "sex": "F", "age_at_entry": 65.2}]
+
+
+def test_a_column_is_of_one_kind():
+    for wrong in ({}, {"column": "A", "flags": {"B": "b"}}):
+        with pytest.raises(OpenBrainMassError, match="either column or flags"):
+            Column.checked(wrong, "a column")
+
+
+def test_the_scanner_of_ucla_is_its_site(tmp_path):
+    header = "participant_id\tdiagnosis\tage\tgender"
+    row = "sub-10159\tCONTROL\t30\tF"
+    text = f"{header}\tScannerSerialNumber\tghost_NoGhost\n{row}\t35343.0\tNo_ghost\n"
+    table = read_phenotype(written(tmp_path, "participants.tsv", text), dataset_card("cnp"))
+    assert table.loc[0, ["site", "ghost", "dx", "sex"]].tolist() == ["35343", "no", "control", "F"]
+    short = written(tmp_path, "short.tsv", f"{header}\n{row}\n")
+    assert "site" not in read_phenotype(short, dataset_card("cnp"))
+
+
+def test_the_published_list_of_xuanwu_and_older_codes_of_adni_are_read(tmp_path):
+    text = "new_name,dx,old_dx,is_train\nxuanwu_hc_00011,0,hc,1\nxuanwu_pd_00015,1,pd,0\n"
+    table = read_phenotype(written(tmp_path, "xuanwu_pd.csv", text), dataset_card("xuanwu"))
+    assert table["participant_id"].tolist() == ["sub-xuanwuhc00011", "sub-xuanwupd00015"]
+    assert table["dx"].tolist() == ["control", "parkinson"]
+    text = "PTID,VISCODE,SITE,DX,PTGENDER,AGE\n002_S_0413,bl,2,NL,Female,76\n"
+    assert read_phenotype(written(tmp_path, "ADNIMERGE.csv", text), dataset_card("adni"))["dx"][0] == "control"
+    assert "'NL to MCI'" in refusal(written(tmp_path, "x.csv", text.replace("NL", "NL to MCI")), "adni")
+
+
 def test_a_number_within_a_text_and_a_code_that_means_missing(tmp_path):
     text = "participant_id\tsex\tsite\tagegroup\tage\nsub-01\tF\t1\tO\t89+\nsub-02\tn/a\t2\tY\t21\n"
     table = read_phenotype(written(tmp_path, "a.tsv", text), dataset_card("neurocog-aging"))
@@ -203,6 +275,8 @@ def test_every_card_reads_a_table_of_its_own_codes(tmp_path, name):
     row = dict(layout.only) | {layout.id_names[0]: ident}
     for column in layout.columns.values():
         first = next(iter(column.codes), "7")
+        if column.flags:
+            row |= dict.fromkeys(column.names, "1")
         row.setdefault(column.names[0], first)
     separator = "\t" if layout.separator == "tab" else layout.separator
     lines = [separator.join(row), *[separator.join(row)] * (layout.header_lines - 1), separator.join(row.values())]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import textwrap
 from importlib import resources
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.settings import Settings
@@ -61,19 +61,36 @@ class Column(Settings):
         Whether every value is a number (an age always is).
     optional : bool
         Whether some releases of the table are without it.
+    flags : dict of str to str
+        Instead of ``column``: headers of columns of 0 and 1, and what a 1 stands for; where several are 1, the first
+        holds, and where none is, the value is missing.
     """
 
-    column: str | tuple[str, ...]
+    column: str | tuple[str, ...] = ()
     codes: dict[str, str] = {}
     unit: Literal["years", "months"] | None = None
     pattern: Pattern | None = None
     number: bool = False
     optional: bool = False
+    flags: dict[str, str] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """The headers that are looked for, in turn."""
+        if self.flags:
+            return tuple(self.flags)
         return (self.column,) if isinstance(self.column, str) else self.column
+
+    @property
+    def meanings(self) -> tuple[str, ...]:
+        """What its codes or flags can stand for, each once."""
+        return tuple(dict.fromkeys(meaning for meaning in (*self.codes.values(), *self.flags.values()) if meaning))
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if bool(self.flags) == bool(self.column):
+            raise ValueError("either column or flags has to be given")
+        return self
 
 
 class Phenotype(Settings):
@@ -100,6 +117,9 @@ class Phenotype(Settings):
         Lines above the data: 2 where a second line describes the columns.
     only : dict of str to str
         Only rows with these values count (the baseline visit of a table with a row a visit).
+    first : str
+        Header of a column of numbers, in tables that have it: of a person's rows the one with the smallest counts
+        (days of the visits).
     columns : dict of str to Column
         The columns of ours (``dx sex age site ...``) and what they are made of.
     """
@@ -113,6 +133,7 @@ class Phenotype(Settings):
     missing: tuple[str, ...] = ()
     header_lines: int = 1
     only: dict[str, str] = {}
+    first: str = ""
     columns: dict[str, Column]
 
     @property
@@ -265,11 +286,15 @@ def _phenotype_rows(phenotype: Phenotype | None) -> list[tuple[str, str]]:
     rows = [("table", f"{files}; people in the column {ids or '(the first, without a header)'}")]
     if phenotype.only:
         rows.append(("rows", "; ".join(f"those with {column} {value}" for column, value in phenotype.only.items())))
+    if phenotype.first:
+        rows.append(("rows", f"of a person's rows that with the smallest {phenotype.first}"))
     return rows + [(name, _column_text(column)) for name, column in phenotype.columns.items()]
 
 
 def _column_text(column: Column) -> str:
     codes = ", ".join(f"{code} = {meaning or 'missing'}" for code, meaning in column.codes.items())
+    if column.flags:
+        return ", ".join(f"{header} 1 = {meaning}" for header, meaning in column.flags.items())
     parts = [" or ".join(name.strip() for name in column.names), codes, f"in {column.unit}" if column.unit else ""]
     return "; ".join(part for part in parts if part)
 
@@ -296,7 +321,7 @@ def dataset_table() -> str:
             card.title,
             card.size(),
             card.access,
-            ", ".join(dict.fromkeys(meaning for meaning in dx.codes.values() if meaning)) if dx else "",
+            ", ".join(dx.meanings) if dx else "",
             ", ".join(f"{tr:g}" for tr in card.trs),
             ", ".join(card.layouts),
             "yes" if card.verified == "file" else "no",

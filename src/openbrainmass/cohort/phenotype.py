@@ -125,6 +125,9 @@ def read_phenotype(path: str | Path, card: DatasetCard) -> pd.DataFrame:
     for name, column in layout.columns.items():
         if column.optional and not any(header.strip() in table.columns for header in column.names):
             continue
+        if column.flags:
+            result[name] = _flagged(name, table, column, missing, path)
+            continue
         cells = _column(table, column.names, path, f"the {name} of {card.name}")
         result[name] = _translated(name, cells, column, missing, path)
     _check_unique(result["participant_id"], table.index, path)
@@ -235,7 +238,21 @@ def _chosen_rows(table: pd.DataFrame, layout: Phenotype, path: Path) -> pd.DataF
             raise OpenBrainMassError(
                 f"{path} has no row whose {header} is {value}, and only those count. Is it the table of another visit?"
             )
-    return table
+    return _first_rows(table, layout, path) if layout.first in table.columns else table
+
+
+def _first_rows(table: pd.DataFrame, layout: Phenotype, path: Path) -> pd.DataFrame:
+    """Of each person the row with the smallest number in the column that tells the order."""
+    cells = _column(table, (layout.first,), path, "which row of a person is the first")
+    numbers = pd.to_numeric(cells.str.strip(), errors="coerce")
+    wrong = cells.index[numbers.isna()]
+    if len(wrong):
+        raise OpenBrainMassError(
+            f"{path} line {wrong[0]}: {layout.first} is {cells[wrong[0]]!r}, but it is a number, of which a person's "
+            "smallest counts. Correct it there, or take the row out."
+        )
+    people = _column(table, layout.id_names, path, "whose rows they are").str.strip()
+    return table[numbers == numbers.groupby(people).transform("min")]
 
 
 def _column(table: pd.DataFrame, names: Iterable[str], path: Path, purpose: str) -> pd.Series:
@@ -277,6 +294,16 @@ def _translated(name: str, cells: pd.Series, column: Column, missing: frozenset[
         if text not in known:
             known[text] = _value(name, text.strip(), column, missing, f"{path} line {line}: {cells.name}")
     return [known[text] for text in cells]
+
+
+def _flagged(name: str, table: pd.DataFrame, column: Column, missing: frozenset[str], path: Path) -> list[str | float]:
+    """A column that is made of columns of 0 and 1; the first that is 1 says what it is."""
+    found: list[str | float] = [np.nan] * len(table)
+    for header, meaning in reversed(column.flags.items()):
+        one = Column(column=header, codes={"1": meaning, "0": ""})
+        values = _translated(header, _column(table, (header,), path, f"the {name}"), one, missing, path)
+        found = [value if isinstance(value, str) else before for value, before in zip(values, found, strict=True)]
+    return found
 
 
 def _value(name: str, text: str, column: Column, missing: frozenset[str], where: str) -> str | float:

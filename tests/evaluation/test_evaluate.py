@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
-from sklearn.dummy import DummyClassifier
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_selection import SelectKBest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Tags
@@ -20,7 +21,7 @@ from openbrainmass.atlas import numbered_atlas
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.cohort.simulate import simulate_cohort
 from openbrainmass.errors import OpenBrainMassError
-from openbrainmass.evaluation.baselines import Chance, Connectome, Covariates, ShuffledLabels, floors
+from openbrainmass.evaluation.baselines import Chance, Connectome, Covariates, ScoreSum, ShuffledLabels, floors
 from openbrainmass.evaluation.evaluate import evaluate
 from openbrainmass.evaluation.probes import make_probe
 from openbrainmass.evaluation.results import Results
@@ -340,7 +341,7 @@ def test_few_shot_learns_scaling_without_labels_and_the_classifier_from_k(make_c
     cohort = make_cohort(n_people=40)
     results = evaluate(models, cohort, TASK, protocols=["few-shot"], few_shot=(1, 4), n_draws=1, n_folds=2)
     assert fitted == [(20, True), (2, False), (8, False)] * 2
-    assert results.settings["intervals"]["few-shot-4"].endswith("bootstrap over people and draws")
+    assert results.settings["intervals"]["few-shot-4"].count("people and draws") == 1
     assert dict(results.predictions.groupby("protocol")["n_train"].first()) == {"few-shot-1": 2, "few-shot-4": 8}
 
 
@@ -359,10 +360,193 @@ def test_few_shot_of_a_model_that_selects_by_label_sees_only_the_k(make_cohort: 
     assert set(results.predictions["n_train"]) == {4}
 
 
+def test_random_splits_are_as_many_as_asked_for(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort(n_people=60, n_volumes=12)
+    results = evaluate({"c": Chance()}, cohort, TASK, protocols=["random-splits"], n_splits=7)
+    assert results.predictions.groupby("repeat").size().tolist() == [9] * 7
+    assert set(results.predictions["n_train"]) == {51}
+
+
+def test_each_dataset_of_a_merged_cohort_is_tested_once(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort(n_people=20, columns={"dataset": ["a"] * 8 + ["b"] * 12}, n_volumes=12)
+    table = evaluate({"c": Chance()}, cohort, TASK, protocols=["cohort-held-out"]).predictions
+    assert table.groupby("fold").size().tolist() == [8, 12] and sorted(set(table["n_train"])) == [8, 12]
+
+
+def test_families_are_never_parted(make_cohort: MakeCohort) -> None:
+    family = [f"f{number // 4}" for number in range(40)]
+    cohort = make_cohort(n_people=40, columns={"family_id": family}, n_volumes=12)
+    Spy.log.clear()
+    evaluate({"spy": Spy()}, cohort, TASK, protocols=["k-fold", "paper-split"], n_repeats=2)
+    of = dict(zip(cohort.participants["participant_id"], family, strict=True))
+    assert len(Spy.log) == 12
+    assert all(not {of[who] for who in train} & {of[who] for who in test} for train, test, _ in Spy.log)
+
+
+def test_the_labelled_of_a_test_cohort_join_and_external_is_the_point_without_them(make_cohort: MakeCohort) -> None:
+    train, test = make_cohort(n_people=20, seed=1), make_cohort(n_people=24, seed=2, name="other")
+    models = {
+        "edges": edges(),
+        "whole": Spy(),
+        "selects": make_pipeline(Connectome(), SelectKBest(k=3), make_probe("ridge")),
+    }
+    Spy.log.clear()
+    shape = {"few_shot": (1, 3), "n_folds": 2, "n_draws": 2, "protocols": ["few-shot"], "test_cohort": test}
+    results = evaluate(models, train, TASK, **shape)  # type: ignore[arg-type]
+    table = results.predictions.query("protocol.str.startswith('external')")
+    assert table.groupby("protocol")["n_train"].unique().map(list).to_dict() == {
+        "external": [20], "external-few-shot-1": [22], "external-few-shot-3": [26],
+    }  # fmt: skip
+    assert len(table.query("protocol == 'external-few-shot-3' and model == 'edges'")) == 24 * 2
+    joint = [(people, tested) for people, tested, _ in Spy.log if len(people) > 20]
+    assert len(joint) == 2 * 2 * 2
+    for people, tested in joint:
+        assert sum(name.startswith("toy/") for name in people) == 20
+        assert not {name.removeprefix("other/") for name in people if name.startswith("other/")} & tested
+    alone = evaluate({"edges": edges()}, train, TASK, protocols=[], test_cohort=test).predictions
+    np.testing.assert_allclose(alone["y_score"], table.query("protocol == 'external' and model == 'edges'")["y_score"])
+    assert "train together with all of toy" in results.settings["notes"][-1]
+
+
+def test_the_few_of_a_test_cohort_help_where_the_training_cohort_misleads(make_cohort: MakeCohort) -> None:
+    train = make_cohort(["patient", "control"] * 8, seed=1)
+    backwards = make_cohort(["control", "patient"] * 40, seed=2, name="other")
+    flipped = backwards.participants.assign(
+        dx=backwards.participants["dx"].map({"patient": "control", "control": "patient"})
+    )
+    test = Cohort("other", backwards.recordings, flipped, backwards.atlas, backwards.read)
+    results = evaluate(
+        {"e": edges()}, train, TASK, protocols=["few-shot"], few_shot=(18,), n_folds=2, n_draws=2, test_cohort=test
+    )
+    scores = {
+        protocol: float(
+            np.mean(table["y_score"][table["y_true"] == 1]) - np.mean(table["y_score"][table["y_true"] == 0])
+        )
+        for protocol, table in results.predictions.groupby("protocol")
+    }
+    assert scores["external"] < 0 < scores["external-few-shot-18"]
+
+
+def test_a_transductive_row_is_added_and_the_other_uses_nothing_of_the_test_cohort(make_cohort: MakeCohort) -> None:
+    fitted: list[tuple[int, bool]] = []
+
+    class Scaler(StandardScaler):
+        def fit(self, X: np.ndarray, y: Any = None, sample_weight: Any = None) -> Scaler:
+            fitted.append((len(X), y is None))
+            return super().fit(X, y)
+
+    train, test = make_cohort(n_people=20, seed=1), make_cohort(n_people=30, seed=2, name="other")
+    models = {"m": make_pipeline(Connectome(), Scaler(), LogisticRegression()), "spy": Spy()}
+    plain = evaluate(models, train, TASK, protocols=[], test_cohort=test)
+    assert fitted == [(20, False)]
+    fitted.clear()
+    both = evaluate(models, train, TASK, protocols=[], test_cohort=test, transductive=True)
+    assert sorted(fitted) == [(20, False), (20, True), (30, True)]
+    rows = both.predictions
+    assert list(rows["model"].unique()) == ["m", "m (transductive)", "spy"]
+    pd.testing.assert_frame_equal(rows[rows["model"].isin(["m", "spy"])].reset_index(drop=True), plain.predictions)
+    moved = rows.query("model == 'm (transductive)'")["y_score"].to_numpy()
+    assert not np.allclose(moved, plain.predictions.query("model == 'm'")["y_score"])
+    assert both.settings["transductive"] is True and plain.settings["transductive"] is False
+    assert "no label of them was used" in both.settings["notes"][0] and "Nothing of spy" in both.settings["notes"][1]
+
+
+def test_the_test_cohort_may_have_another_task(make_cohort: MakeCohort) -> None:
+    train = make_cohort(n_people=20, seed=1)
+    test = make_cohort(["adhd", "typical"] * 8, seed=2, name="other")
+    adhd = Task(name="adhd", target="dx", positive=("adhd",), negative=("typical",))
+    results = evaluate({"e": edges()}, train, TASK, protocols=[], test_cohort=test, test_task=adhd)
+    assert results.predictions["y_true"].tolist() == [1, 0] * 8
+    assert results.settings["test_task"]["name"] == "adhd"
+    with pytest.raises(OpenBrainMassError, match="adhd is for a test cohort, and none was given"):
+        evaluate({"e": edges()}, train, TASK, test_task=adhd)
+    with pytest.raises(OpenBrainMassError, match="The task toy is a classification and age, that of the test cohort"):
+        evaluate({"e": edges()}, train, TASK, test_cohort=test, test_task=AGE)
+
+
+AGE = Task(name="age", target="age", kind="regression")
+
+
+def test_a_value_is_predicted_with_people_kept_whole(make_cohort: MakeCohort) -> None:
+    rng = np.random.default_rng(0)
+    motion = rng.normal(size=60)
+    age = 40 + 10 * motion + rng.normal(size=60)
+    cohort = make_cohort(
+        n_people=60, n_recordings=[1, 2] * 30, n_sites=3, n_volumes=12, columns={"mean_fd": motion, "age": age}
+    )
+    models = {
+        "covariates": make_pipeline(Covariates(("mean_fd",)), Ridge(0.1)),
+        "mean": make_pipeline(Covariates(), DummyRegressor()),
+    }
+    protocols = ["k-fold", "random-splits", "site-held-out", "paper-split", "few-shot"]
+    results = evaluate(models, cohort, AGE, protocols=protocols, n_repeats=2, n_splits=3)
+    table = results.predictions
+    assert "predicts a value" in results.settings["notes"][0]
+    assert set(table["protocol"]) == {"k-fold", "random-splits", "site-held-out", "paper-split"}
+    np.testing.assert_array_equal(table["y_pred"], table["y_score"])
+    assert table["y_prob"].isna().all() and table["y_true"].dtype == float
+    whole = table.query("protocol == 'k-fold' and model == 'covariates' and repeat == 0")
+    np.testing.assert_allclose(whole.sort_values("participant_id")["y_true"], age)
+    assert np.corrcoef(whole["y_true"], whole["y_score"])[0, 1] > 0.97
+    assert results.settings["cohort"]["mean"] == pytest.approx(age.mean())
+    test = make_cohort(n_people=10, seed=4, name="other", n_volumes=12, columns={"mean_fd": motion[:10]})
+    elsewhere = evaluate(models, cohort, AGE, protocols=["few-shot"], test_cohort=test, transductive=True)
+    assert set(elsewhere.predictions["protocol"]) == {"external"} and len(elsewhere.predictions) == 2 * 10
+    with pytest.raises(OpenBrainMassError, match="transductive row uses a test cohort"):
+        evaluate(models, cohort, AGE, transductive=True)
+
+
+def test_probabilities_stand_beside_the_scores(make_cohort: MakeCohort) -> None:
+    models = {
+        "logistic": edges(),
+        "svm": edges("svm"),
+        "forest": make_pipeline(Connectome(), RandomForestClassifier(8, random_state=0)),
+    }
+    table = evaluate(models, make_cohort(n_recordings=2), TASK, protocols=["k-fold"], n_repeats=1).predictions
+    logistic, svm, forest = (table[table["model"] == name] for name in models)
+    assert svm["y_prob"].isna().all()
+    assert ((logistic["y_prob"] > 0.5) == (logistic["y_score"] > 0)).mean() > 0.9
+    np.testing.assert_allclose(forest["y_prob"], forest["y_score"] + 0.5)
+
+
+def test_the_parts_of_a_sum_are_computed_once(make_cohort: MakeCohort) -> None:
+    computed: list[int] = []
+
+    class Counting(Connectome):
+        def prepare(self, X: Any) -> np.ndarray:
+            computed.append(len(X))
+            return super().prepare(X)
+
+    def total(first: Any, second: Any) -> ScoreSum:
+        ends = (LogisticRegression(), LogisticRegression(C=0.1))
+        parts = [
+            ("a", make_pipeline(first, StandardScaler(), ends[0])),
+            ("b", make_pipeline(second, StandardScaler(), ends[1])),
+        ]
+        return ScoreSum(parts, n_folds=2)
+
+    cohort, test = make_cohort(n_people=24), make_cohort(n_people=12, seed=5, name="other")
+    shape = {"protocols": ["k-fold", "few-shot"], "n_repeats": 1, "n_folds": 3, "few_shot": (2,), "n_draws": 1}
+    table = evaluate(
+        {"sum": total(Connectome(), Counting("tangent"))}, cohort, TASK, test_cohort=test, transductive=True, **shape
+    ).predictions
+    assert set(table["model"]) == {"sum", "sum (transductive)"}
+    # All recordings, and one alone for the check that it does not depend on the others; of both cohorts.
+    assert computed == [24, 1, 12, 1]
+    rows = table.query("protocol == 'k-fold' and fold == 0")
+    names = cohort.recordings["participant_id"]
+    tested = names.isin(rows["participant_id"]).to_numpy()
+    y = TASK.labels(cohort)
+    by_hand = total(Connectome(), Connectome("tangent")).fit(
+        cohort.select(~tested), y[~tested], groups=np.flatnonzero(~tested)
+    )
+    np.testing.assert_allclose(by_hand.decision_function(cohort.select(tested)), rows["y_score"], atol=1e-4)
+
+
 def test_the_papers_split_tests_fifteen_percent(make_cohort: MakeCohort) -> None:
     results = evaluate({"e": edges()}, make_cohort(n_people=60), TASK, protocols=["paper-split"], n_repeats=3)
     assert results.predictions.groupby("repeat").size().tolist() == [9, 9, 9]
-    assert "corrected for the overlap" in results.settings["intervals"]["paper-split"]
+    assert "over people" in results.settings["intervals"]["paper-split"]
     assert set(results.predictions["n_train"]) == {42}
 
 

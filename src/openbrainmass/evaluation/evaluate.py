@@ -5,83 +5,31 @@ from __future__ import annotations
 import pickle
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from rich.progress import track
-from sklearn.base import BaseEstimator, clone
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.utils import get_tags
 
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
-from openbrainmass.evaluation.baselines import ShuffledLabels
-from openbrainmass.evaluation.leakage import has_met, refuse_overlap, seen_identities, without_column
-from openbrainmass.evaluation.probes import decision_values
+from openbrainmass.evaluation.folds import Design, check_folds, folds_of, folds_table, make_folds, read_folds
+from openbrainmass.evaluation.labelled import Labelled, labelled
+from openbrainmass.evaluation.leakage import refuse_prefitted
+from openbrainmass.evaluation.prepared import Features, Parts, Prepared, prepare
+from openbrainmass.evaluation.protocols import PROTOCOLS
 from openbrainmass.evaluation.results import PREDICTION_COLUMNS, Results
-from openbrainmass.evaluation.splits import (
-    Fold,
-    People,
-    few_shot_folds,
-    identity_groups,
-    k_fold,
-    paper_split,
-    people_of,
-    site_held_out,
-)
+from openbrainmass.evaluation.runs import TRANSDUCTIVE, Entry, Run, Side, fit_and_test
+from openbrainmass.evaluation.splits import Fold
 from openbrainmass.evaluation.statistics import interval_method
 from openbrainmass.evaluation.tasks import Task
 
-PROTOCOLS = ("k-fold", "site-held-out", "paper-split", "few-shot", "external")
-"""What `evaluate` can do; few-shot stands in the results as ``few-shot-k`` for each size k."""
+__all__ = ["PROTOCOLS", "Labelled", "evaluate", "labelled", "prepare"]
 
 LARGEST_MESSAGE = 64 << 20
 """Bytes of a cohort that are still sent to another process; a model that reads a larger one runs in this process."""
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """The labelled recordings of a cohort, as estimators may see them."""
-
-    cohort: Cohort
-    people: People
-    identities: list[frozenset[str]]
-    facts: dict[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A model without the step that needs no fitting, and what that step makes of the recordings."""
-
-    name: str
-    model: Any
-    step: Any
-    kind: str
-
-    def shares_with(self, other: Prepared) -> bool:
-        """Whether both start from the same features."""
-        return self.kind == other.kind and (self.kind == "recordings" or _same_step(self.step, other.step))
-
-    def features(self, cohort: Cohort) -> Any:
-        """Features of all recordings, or the cohort itself where the model must see it fold by fold."""
-        if self.kind == "recordings":
-            return cohort
-        step = clone(self.step)
-        compute = step.prepare if self.kind == "prepare" else step.transform
-        features = np.asarray(compute(cohort))
-        # What is computed once for all folds must not depend on who else is there, or it carries test people into training.
-        alone = np.asarray(compute(cohort.select([0])))
-        if len(features) != len(cohort) or not np.allclose(alone[0], features[0], rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise OpenBrainMassError(
-                f"The first step of {self.name} ({type(step).__name__}) says that it needs no fitting, but the features "
-                "of a recording change with the recordings around it. Set its scikit-learn tag requires_fit to True."
-            )
-        return features
 
 
 def evaluate(
@@ -91,10 +39,14 @@ def evaluate(
     *,
     protocols: Sequence[str] = ("k-fold", "site-held-out"),
     test_cohort: Cohort | None = None,
+    test_task: Task | None = None,
+    transductive: bool = False,
     n_folds: int = 5,
     n_repeats: int = 10,
+    n_splits: int = 100,
     few_shot: Sequence[int] = (1, 2, 5, 10, 20, 50),
-    n_draws: int = 5,
+    n_draws: int = 20,
+    folds: Sequence[Fold] | str | Path | None = None,
     seed: int = 0,
     n_jobs: int = 1,
     site_models: Mapping[str, Any] | None = None,
@@ -102,35 +54,47 @@ def evaluate(
 ) -> Results:
     """Fit and test every model on the same folds.
 
-    People are never split: a person's recordings (and people who share a BOLD series under two names) are on one
-    side, training uses all recordings of the training people, and a test person's decision value is the mean over
-    their recordings. Everything that is fitted is fitted on the training side. Estimators get a `Cohort` without the
-    target column. A first pipeline step that needs no fitting (scikit-learn's tag ``requires_fit``) is computed
-    once for all folds.
+    People are never split: a person's recordings (and people who share a BOLD series under two names, or one of the
+    task's groups, such as a family) are on one side, training uses all recordings of the training people, and a test
+    person's decision value is the mean over their recordings. Everything that is fitted is fitted on the training
+    side, and inner folds get the groups of people (`fit_model`). Estimators get a `Cohort` without the target column.
+    A first pipeline step that needs no fitting (scikit-learn's tag ``requires_fit``) is computed once for all folds.
 
     Parameters
     ----------
-    models : mapping of str to classifier
-        Each takes a `Cohort` (a sequence of BOLD arrays) and labels 0/1.
+    models : mapping of str to estimator
+        Each takes a `Cohort` (a sequence of BOLD arrays) and labels 0/1; or values, where the task is a regression.
     cohort : Cohort
         Where folds are made, and what trains for ``external``.
     task : Task
-        What is told apart.
+        What is told apart or predicted.
     protocols : sequence of str
         Of `PROTOCOLS`. ``external`` is done whenever there is a `test_cohort`: no label of it is used (zero-shot).
+        With a `test_cohort`, ``few-shot`` also gives ``external-few-shot-k``: k of its people of each class join the
+        training cohort, and others of it are tested.
     test_cohort : Cohort, optional
         Other people, same atlas.
+    test_task : Task, optional
+        What is told apart in the test cohort, where that is something else (ADHD after training on autism, say).
+    transductive : bool
+        Add to ``external`` and ``external-few-shot-k`` a row a model, marked in its name, for which what needs no
+        label (a scaler, a tangent reference) is fitted anew to all recordings of the test cohort. Otherwise no
+        statistic of it is used.
     n_folds, n_repeats : int
         Of k-fold; paper-split is repeated as often.
+    n_splits : int
+        Of random-splits.
     few_shot : sequence of int
         Labelled training people of each class.
     n_draws : int
         Repeats of few-shot (each a new partition into folds and a new draw in each fold).
+    folds : sequence of Fold or path, optional
+        Folds of one's own, or a ``folds.tsv``, instead of those of `protocols`; they are checked first.
     seed : int
         Of every split and draw.
     n_jobs : int
         Processes; they do not change the result.
-    site_models : mapping of str to classifier, optional
+    site_models : mapping of str to estimator, optional
         Models that are done for site-held-out only (pretrained anew without each site, say).
     progress : bool
         Show a progress bar.
@@ -138,240 +102,140 @@ def evaluate(
     Returns
     -------
     Results
+        With the table ``folds`` (see `folds_table`).
 
     Raises
     ------
     OpenBrainMassError
         If the task does not fit the cohort, there are fewer people than folds, nothing is left to evaluate, the test
-        cohort has another atlas, or a model returns values that are not finite.
+        cohort has another atlas, folds handed over have people on both sides, or a model returns values that are not
+        finite.
     """
-    _check(models, site_models or {}, protocols, test_cohort, cohort)
-    own = labelled(cohort, task)
-    other = labelled(test_cohort, task) if test_cohort is not None else None
-    notes: list[str] = []
-    folds = _folds(own, other, protocols, n_folds, n_repeats, few_shot, n_draws, seed, notes)
-    if not folds:
-        raise OpenBrainMassError(f"No protocol can be done on cohort {cohort.name}: {' '.join(notes)} Choose another.")
-    at_sites = [fold for fold in folds if fold.protocol == "site-held-out"]
-    plan = [(prepare(name, model), folds) for name, model in models.items()]
-    plan += [(prepare(name, model), at_sites) for name, model in (site_models or {}).items()]
-    total = sum(len(_draws(todo)) for _, todo in plan)
-    tables = list(track(_run(plan, own, other, n_jobs), "evaluating", total, disable=not progress))
+    site_models = site_models or {}
+    _check(models, site_models, protocols, test_cohort, cohort)
+    _check_tasks(task, test_task, test_cohort)
+    if transductive and test_cohort is None:
+        raise OpenBrainMassError(
+            "A transductive row uses a test cohort's recordings, and none was given; give test_cohort."
+        )
+    target = test_task or task
+    own = labelled(cohort, task, [target.target])
+    other = labelled(test_cohort, target, [task.target]) if test_cohort is not None else None
+    design = Design(n_folds, n_repeats, n_splits, tuple(few_shot), n_draws, seed)
+    chosen, notes = _chosen_folds(folds, own, other, protocols, design)
+    plan = [(prepare(name, model), chosen) for name, model in models.items()]
+    at_sites = [fold for fold in chosen if fold.protocol == "site-held-out"]
+    plan += [(prepare(name, model), at_sites) for name, model in site_models.items()]
+    total = sum(len(_lots(together, n_jobs)) for together in _sharing(plan))
+    tables = list(track(_run(plan, own, other, n_jobs, transductive), "evaluating", total, disable=not progress))
+    names = [name + ending for name in (*models, *site_models) for ending in ("", TRANSDUCTIVE)]
+    predictions = _ordered(tables, names, chosen)
     settings = {
         "task": task.model_dump(mode="json"),
+        "test_task": test_task.model_dump(mode="json") if test_task is not None else None,
         "cohort": own.facts,
         "test_cohort": other.facts if other is not None else None,
-        "protocols": list(dict.fromkeys(fold.protocol for fold in folds)),
-        "intervals": {fold.protocol: interval_method(fold.protocol) for fold in folds},
-        "n_folds": n_folds,
-        "n_repeats": n_repeats,
+        "protocols": list(dict.fromkeys(fold.protocol for fold in chosen)),
+        "intervals": {fold.protocol: interval_method(fold.protocol) for fold in chosen},
+        "transductive": transductive,
+        "folds": "handed over" if folds is not None else "made",
+        **{name: getattr(design, name) for name in ("n_folds", "n_repeats", "n_splits", "n_draws", "seed")},
         "few_shot": list(few_shot),
-        "n_draws": n_draws,
-        "seed": seed,
         "models": {name: _text(model) for name, model in models.items()},
-        "site_models": {name: _text(model) for name, model in (site_models or {}).items()},
-        "notes": notes,
+        "site_models": {name: _text(model) for name, model in site_models.items()},
+        "notes": notes + _remarks(predictions, own, other, transductive),
         "software": _software(),
     }
-    return Results(_ordered(tables, [*models, *(site_models or {})], folds), settings)
+    return Results(predictions, settings, {"folds": folds_table(chosen, own, other)})
 
 
-def labelled(cohort: Cohort, task: Task) -> Labelled:
-    """Keep the recordings whose class is known, and hide the label from the tables."""
-    y = task.labels(cohort)
-    known = without_column(cohort.select(y >= 0), task.target)
-    people = people_of(known, y[y >= 0], task.site)
-    persons = pd.DataFrame({"who": people.participant, "y": people.y}).drop_duplicates()
-    facts = {
-        "name": cohort.name,
-        "n_recordings": len(known),
-        "n_people": len(persons),
-        "n_positive": int(persons["y"].sum()),
-        "n_recordings_without_class": int((y < 0).sum()),
-        "sites": sorted({str(site) for site in people.site} - {""}) if people.site is not None else [],
-        "atlas": cohort.atlas.name,
-        "atlas_digest": cohort.atlas.digest,
-        "n_rois": cohort.atlas.n_rois,
-    }
-    return Labelled(known, people, known.identities(), facts)
-
-
-def prepare(name: str, model: Any) -> Prepared:
-    """Take the part that need not be fitted off the front of a model."""
-    if isinstance(model, ShuffledLabels):
-        inner = prepare(name, model.estimator)
-        return Prepared(name, ShuffledLabels(inner.model, model.seed), inner.step, inner.kind)
-    if isinstance(model, Pipeline) and len(flat_steps(model)) > 1:
-        model = make_pipeline(*flat_steps(model))
-        first = model.steps[0][1]
-        if isinstance(first, BaseEstimator) and not get_tags(first).requires_fit:
-            return Prepared(name, model[1:], first, "transform")
-        if hasattr(first, "prepare"):
-            return Prepared(name, model, first, "prepare")
-    return Prepared(name, model, model, "recordings")
-
-
-def flat_steps(model: Pipeline) -> list[Any]:
-    """Steps of a pipeline, those of pipelines within it in their place."""
-    steps = [step for _, step in model.steps if step is not None and step != "passthrough"]
-    return [part for step in steps for part in (flat_steps(step) if isinstance(step, Pipeline) else [step])]
-
-
-def _run(
-    plan: list[tuple[Prepared, list[Fold]]], own: Labelled, other: Labelled | None, n_jobs: int
-) -> Iterator[pd.DataFrame]:
-    """Models that share features go together, so that only one set of features is in memory at a time."""
-    waiting = list(plan)
-    while waiting:
-        first = waiting[0][0]
-        together = [entry for entry in waiting if entry[0].shares_with(first)]
-        waiting = [entry for entry in waiting if not entry[0].shares_with(first)]
-        features = first.features(own.cohort)
-        needs_other = other is not None and any(fold.protocol == "external" for _, folds in together for fold in folds)
-        other_features = first.features(other.cohort) if other is not None and needs_other else None
-        workers = n_jobs if not isinstance(features, Cohort) or _portable(features) else 1
-        calls = (
-            delayed(fit_and_test)(prepared, group, features, other_features, own, other)
-            for prepared, folds in together
-            for group in _draws(folds)
-        )
-        # One call at a time: after many quick ones joblib would hand several pretrainings to one process.
-        yield from Parallel(n_jobs=workers, return_as="generator", batch_size=1)(calls)
-
-
-def _draws(folds: list[Fold]) -> list[list[Fold]]:
-    """Folds one by one, those of one few-shot draw together, since they share what is learnt without labels."""
-    groups: dict[tuple[str, int, int], list[Fold]] = {}
-    for fold in folds:
-        protocol = fold.protocol if fold.unlabelled is None else "few-shot"
-        groups.setdefault((protocol, fold.repeat, fold.fold), []).append(fold)
-    return list(groups.values())
-
-
-def fit_and_test(
-    prepared: Prepared, folds: list[Fold], features: Any, other_features: Any, own: Labelled, other: Labelled | None
-) -> pd.DataFrame:
-    """Fit a fresh copy of a model on the training side of a fold and predict its test people.
-
-    Several folds are those of one few-shot draw. What a pipeline learns without labels (scaling, a tangent reference)
-    it then learns from the whole training side, without labels, and only its classifier from the k people of each class.
-    """
-    first = folds[0]
-    target, test_features = (other, other_features) if first.protocol == "external" and other else (own, features)
-    test = _take(test_features, first.test)
-    front, known = None, np.empty(0)
-    if first.unlabelled is not None:
-        front, known = _fit_without_labels(prepared.model, _take(features, first.unlabelled))
-    tables = []
-    for fold in folds:
-        model: Any
-        if front is None or fold.unlabelled is None:
-            model = clone(prepared.model).fit(_take(features, fold.train), own.people.y[fold.train])
-        else:
-            labelled_rows = np.searchsorted(fold.unlabelled, fold.train)
-            last = clone(prepared.model[-1]).fit(known[labelled_rows], own.people.y[fold.train])
-            model = make_pipeline(*flat_steps(front), last)
-        seen = seen_identities([prepared.step, model])
-        tables.append(_predictions(prepared.name, fold, decision_values(model, test), seen, own, target))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _fit_without_labels(model: Any, features: Any) -> tuple[Any, np.ndarray]:
-    """All of a pipeline but its classifier, fitted without labels, and its output; None where it needs labels."""
-    if not isinstance(model, Pipeline) or len(model.steps) < 2:
-        return None, np.empty(0)
-    front = clone(model[:-1])
-    try:
-        return front, np.asarray(front.fit_transform(features))
-    except (TypeError, ValueError):
-        # A step that selects by label; scikit-learn's tags do not tell which do. It is fitted on the k people instead.
-        return None, np.empty(0)
-
-
-def _predictions(
-    name: str, fold: Fold, values: np.ndarray, seen: frozenset[str], own: Labelled, target: Labelled
-) -> pd.DataFrame:
-    """Rows of the predictions table: one a test person, the mean over their recordings."""
-    if not np.isfinite(values).all():
-        raise OpenBrainMassError(
-            f"The model {name} gave {int((~np.isfinite(values)).sum())} decision values that are not finite "
-            f"({fold.protocol}, repeat {fold.repeat}, fold {fold.fold}). Scale its features, or regularise it more."
-        )
-    sites = target.people.site
-    rows = pd.DataFrame(
-        {
-            "participant_id": target.people.participant[fold.test],
-            "site": sites[fold.test] if sites is not None else "",
-            "y_true": target.people.y[fold.test],
-            "y_score": values,
-            "saw_test_people": [has_met(seen, target.identities[row]) for row in fold.test],
-        }
-    )
-    people = rows.groupby("participant_id", sort=True).agg(
-        {"site": "first", "y_true": "first", "y_score": "mean", "saw_test_people": "any"}
-    )
-    # A value of exactly 0 says nothing either way; the larger training class is then the best guess.
-    tie = int(own.people.y[fold.train].mean() > 0.5)
-    score = people["y_score"].to_numpy()
-    return people.reset_index().assign(
-        y_pred=np.where(score == 0, tie, score > 0).astype(int),
-        protocol=fold.protocol,
-        repeat=fold.repeat,
-        fold=fold.fold,
-        model=name,
-        n_train=len(set(own.people.participant[fold.train])),
-    )
-
-
-def _folds(
+def _chosen_folds(
+    folds: Sequence[Fold] | str | Path | None,
     own: Labelled,
     other: Labelled | None,
     protocols: Sequence[str],
-    n_folds: int,
-    n_repeats: int,
-    sizes: Sequence[int],
-    n_draws: int,
-    seed: int,
-    notes: list[str],
-) -> list[Fold]:
-    folds: list[Fold] = []
-    if "k-fold" in protocols:
-        folds += k_fold(own.people, n_folds, n_repeats, seed)
-    if "site-held-out" in protocols:
-        made, remarks = site_held_out(own.people)
-        folds += made
-        notes += remarks
-    if "paper-split" in protocols:
-        folds += paper_split(own.people, n_repeats, seed)
-    if "few-shot" in protocols:
-        made, remarks = few_shot_folds(own.people, sizes, n_folds, n_draws, seed)
-        folds += made
-        notes += remarks
+    design: Design,
+) -> tuple[list[Fold], list[str]]:
+    """Folds of the protocols, or those handed over, to which ``external`` is added where they have no external ones."""
+    if folds is None:
+        chosen, notes = make_folds(own, other, protocols, design)
+        if not chosen:
+            raise OpenBrainMassError(
+                f"No protocol can be done on cohort {own.cohort.name}: {' '.join(notes)} Choose another."
+            )
+        return chosen, notes
+    given = folds_of(read_folds(folds), own, other) if isinstance(folds, (str, Path)) else list(folds)
+    if not given:
+        raise OpenBrainMassError("No fold was handed over; give at least one, or leave folds out and name protocols.")
+    check_folds(given, own, other)
+    if other is None or any(fold.external for fold in given):
+        return given, []
+    external, notes = make_folds(own, other, (), design)
+    return given + external, notes
+
+
+def _run(
+    plan: list[tuple[Prepared, list[Fold]]], own: Labelled, other: Labelled | None, n_jobs: int, transductive: bool
+) -> Iterator[pd.DataFrame]:
+    """Models that share features go together, so that only one set of features is in memory at a time."""
+    sides = Side(own.people, own.identities), Side(other.people, other.identities) if other is not None else None
+    for together in _sharing(plan):
+        models = [prepared for prepared, _ in together]
+        features = Features(models, own.cohort)
+        needs_other = any(fold.external for _, folds in together for fold in folds)
+        others = Features(models, other.cohort) if other is not None and needs_other else None
+        entries = {
+            prepared.name: Entry(prepared, features.of(prepared), others.of(prepared) if others else None)
+            for prepared in models
+        }
+        calls = (
+            delayed(fit_and_test)(Run([entries[one.name] for one in lot], folds, *sides, transductive))
+            for lot, folds in _lots(together, n_jobs)
+        )
+        portable = all(_portable(one.features) and _portable(one.other_features) for one in entries.values())
+        # One call at a time: after many quick ones joblib would hand several pretrainings to one process.
+        yield from Parallel(n_jobs=n_jobs if portable else 1, return_as="generator", batch_size=1)(calls)
+
+
+def _sharing(plan: list[tuple[Prepared, list[Fold]]]) -> list[list[tuple[Prepared, list[Fold]]]]:
+    """Models in sets that are connected by common features."""
+    sets: list[list[tuple[Prepared, list[Fold]]]] = []
+    for entry in plan:
+        near = [one for one in sets if any(entry[0].shares_with(prepared) for prepared, _ in one)]
+        joint = [member for one in near for member in one] + [entry]
+        sets = [joint if near and one is near[0] else one for one in sets if one not in near[1:]]
+        sets += [] if near else [joint]
+    return sets
+
+
+def _lots(together: list[tuple[Prepared, list[Fold]]], n_jobs: int) -> list[tuple[list[Prepared], list[Fold]]]:
+    """What is done in one call: all models on a fold, where they share steps; else one model on the folds of a draw."""
+    lots: list[tuple[list[Prepared], list[Fold]]] = []
+    at: dict[int, list[Prepared]] = {}
+    for prepared, folds in together:
+        for draw in _draws(folds, n_jobs):
+            alone = prepared.kind == "recordings" or draw[0].external or draw[0].unlabelled is not None
+            if not alone and id(draw[0]) in at:
+                at[id(draw[0])].append(prepared)
+                continue
+            lots.append(([prepared], draw))
+            if not alone:
+                at[id(draw[0])] = lots[-1][0]
+    return lots
+
+
+def _draws(folds: list[Fold], n_jobs: int) -> list[list[Fold]]:
+    """Folds one by one, those together that share what is learnt without labels: of one few-shot draw, or external."""
+    groups: dict[tuple[Any, ...], list[Fold]] = {}
     for fold in folds:
-        groups = own.people.group
-        refuse_overlap(groups[fold.train], groups[fold.test], f"Fold {fold.fold} of {fold.protocol}")
-    if other is not None:
-        folds.append(_external(own, other, notes))
-    return folds
-
-
-def _external(own: Labelled, other: Labelled, notes: list[str]) -> Fold:
-    """Train on one cohort without the people who are also in the other, test on the whole other."""
-    groups = identity_groups([*own.identities, *other.identities])
-    train = np.flatnonzero(~np.isin(groups[: len(own.cohort)], groups[len(own.cohort) :]))
-    shared = len(own.cohort) - len(train)
-    if shared:
-        notes.append(
-            f"external leaves {shared} recordings of {own.cohort.name} out of training: they are of people who are "
-            f"also in {other.cohort.name}."
-        )
-    if len(set(own.people.y[train])) < 2:
-        raise OpenBrainMassError(
-            f"Without the people who are also in the test cohort {other.cohort.name}, cohort {own.cohort.name} has "
-            "not both classes left to train on. Give a test cohort of other people."
-        )
-    refuse_overlap(groups[train], groups[len(own.cohort) :], "The external protocol")
-    return Fold("external", 0, 0, train, np.arange(len(other.cohort)))
+        key: tuple[Any, ...] = (fold.protocol, fold.repeat, fold.fold)
+        if fold.external:
+            # As many lots as there are processes, each of which learns the same from the training cohort.
+            key = ("external", fold.train.tobytes(), fold.repeat % max(n_jobs, 1))
+        elif fold.unlabelled is not None:
+            key = ("few-shot", fold.repeat, fold.fold, fold.test.tobytes())
+        groups.setdefault(key, []).append(fold)
+    return list(groups.values())
 
 
 def _check(
@@ -385,6 +249,7 @@ def _check(
         raise OpenBrainMassError("No model was given to evaluate; give at least one, or floors() for the baselines.")
     if twice := sorted(set(models) & set(site_models)):
         raise OpenBrainMassError(f"{twice[0]} is both in models and in site_models; give each model its own name.")
+    refuse_prefitted({**models, **site_models})
     if unknown := [protocol for protocol in protocols if protocol not in PROTOCOLS]:
         raise OpenBrainMassError(f"The protocol {unknown[0]!r} is not known; choose from {', '.join(PROTOCOLS)}.")
     if test_cohort is None:
@@ -398,27 +263,49 @@ def _check(
         )
 
 
-def _take(features: Any, rows: np.ndarray) -> Any:
-    return features.select(rows) if isinstance(features, Cohort) else features[rows]
+def _check_tasks(task: Task, test_task: Task | None, test_cohort: Cohort | None) -> None:
+    if test_task is None:
+        return
+    if test_cohort is None:
+        raise OpenBrainMassError(
+            f"The task {test_task.name} is for a test cohort, and none was given; give test_cohort."
+        )
+    if test_task.kind != task.kind:
+        raise OpenBrainMassError(
+            f"The task {task.name} is a {task.kind} and {test_task.name}, that of the test cohort, a {test_task.kind}; "
+            "what a model learns from one it cannot say of the other. Give two of one kind."
+        )
 
 
-def _same_step(one: Any, other: Any) -> bool:
-    if one is other:
+def _remarks(predictions: pd.DataFrame, own: Labelled, other: Labelled | None, transductive: bool) -> list[str]:
+    if other is None:
+        return []
+    remarks = []
+    if any(name.startswith("external-few-shot") for name in predictions["protocol"].unique()):
+        remarks.append(
+            f"In external-few-shot-k, k people of each class of {other.cohort.name} train together with all of "
+            f"{own.cohort.name}; external is the same without them."
+        )
+    if transductive:
+        names = set(predictions.loc[predictions["protocol"] == "external", "model"])
+        without = sorted(name for name in names if not name.endswith(TRANSDUCTIVE) and name + TRANSDUCTIVE not in names)
+        remarks.append(
+            f"For models marked{TRANSDUCTIVE}, what needs no label was fitted anew to all recordings of "
+            f"{other.cohort.name}; no label of them was used. The others used nothing of them."
+        )
+        if without:
+            remarks.append(f"Nothing of {', '.join(without)} is fitted without labels, so no such row was added.")
+    return remarks
+
+
+def _portable(features: Any) -> bool:
+    """Whether features can be sent to another process: unless they are a cohort that is large or cannot travel."""
+    if isinstance(features, Parts):
+        return all(_portable(part) for part in features.values)
+    if not isinstance(features, Cohort):
         return True
-    if type(one) is not type(other) or not isinstance(one, BaseEstimator):
-        return False
-    ours, theirs = one.get_params(deep=False), other.get_params(deep=False)
-    return all(_same_value(ours[name], theirs[name]) for name in ours)
-
-
-def _same_value(one: Any, other: Any) -> bool:
-    plain = isinstance(one, (str, int, float, bool, Path))
-    return one is other or (plain and type(one) is type(other) and one == other)
-
-
-def _portable(cohort: Cohort) -> bool:
     try:
-        return len(pickle.dumps(cohort)) <= LARGEST_MESSAGE
+        return len(pickle.dumps(features)) <= LARGEST_MESSAGE
     except Exception:  # whatever it is that a reader holds (locks, open files), it cannot travel
         return False
 

@@ -43,7 +43,8 @@ def predictions(
         columns = {
             "protocol": fold.protocol, "repeat": fold.repeat, "fold": fold.fold, "model": model,
             "participant_id": people.participant[fold.test], "site": "", "y_true": people.y[fold.test],
-            "y_score": score, "y_pred": (score > 0).astype(int), "saw_test_people": False, "n_train": len(fold.train),
+            "y_score": score, "y_pred": (score > 0).astype(int), "y_prob": np.nan, "saw_test_people": False,
+            "n_train": len(fold.train),
         }  # fmt: skip
         tables.append(pd.DataFrame(columns))
     return pd.concat(tables), float(np.mean(truths))

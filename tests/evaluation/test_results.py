@@ -33,7 +33,7 @@ def test_what_is_read_back_is_what_was_saved_and_metrics_are_recomputed_identica
 ) -> None:
     assert results.save(tmp_path / "r") == tmp_path / "r"
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
-        "comparisons.tsv", "metrics.tsv", "predictions.tsv", "settings.json",
+        "comparisons.tsv", "folds.tsv", "metrics.tsv", "predictions.tsv", "settings.json",
     ]  # fmt: skip
     again = Results.load(tmp_path / "r")
     pd.testing.assert_frame_equal(again.predictions, results.predictions, check_exact=True)
@@ -78,7 +78,7 @@ def test_saving_over_something_is_refused(results: Results, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("y_true", 2), ("y_pred", "yes"), ("y_score", np.inf), ("saw_test_people", "maybe")],
+    [("y_true", 2), ("y_pred", "yes"), ("y_score", np.inf), ("y_prob", 1.2), ("saw_test_people", "maybe")],
 )
 def test_damaged_predictions_are_refused(results: Results, tmp_path: Path, column: str, value: object) -> None:
     results.save(tmp_path / "r")
@@ -87,6 +87,58 @@ def test_damaged_predictions_are_refused(results: Results, tmp_path: Path, colum
     write_tsv(tmp_path / "r" / "predictions.tsv", table)
     with pytest.raises(OpenBrainMassError, match="holds a value that no evaluation writes"):
         Results.load(tmp_path / "r")
+
+
+def test_folders_of_before_probabilities_are_read(results: Results, tmp_path: Path) -> None:
+    old = Results(results.predictions.drop(columns="y_prob"), results.settings)
+    old.save(tmp_path / "r")
+    write_tsv(tmp_path / "r" / "predictions.tsv", results.predictions.drop(columns="y_prob"))
+    again = Results.load(tmp_path / "r")
+    assert again.predictions["y_prob"].isna().all() and again.kind == "classification"
+    pd.testing.assert_frame_equal(again.metrics(100), old.metrics(100), check_exact=True)
+
+
+def test_further_tables_are_kept(results: Results, tmp_path: Path) -> None:
+    further = {"audit": pd.DataFrame({"check": ["a"], "value": [0.1]}), "folds": pd.DataFrame({"fold": [0, 1]})}
+    Results(results.predictions, results.settings, further).save(tmp_path / "r")
+    (tmp_path / "r" / "My notes.tsv").write_text("not\ta table of results\n")
+    again = Results.load(tmp_path / "r")
+    assert sorted(again.tables) == ["audit", "folds"]
+    pd.testing.assert_frame_equal(
+        again.tables["audit"].astype({"check": object}), further["audit"].astype({"check": object})
+    )
+    for name in ("metrics", "../x"):
+        with pytest.raises(OpenBrainMassError, match="cannot be named"):
+            Results(results.predictions, {}, {name: further["audit"]})
+
+
+def numbers(n: int, seed: int) -> Results:
+    """A regression, with scores that need every digit of a float."""
+    rng = np.random.default_rng(seed)
+    truth = np.exp(rng.normal(size=n) * 10)
+    columns = {
+        "protocol": "k-fold", "repeat": 0, "fold": np.arange(n) % 3, "model": "m", "site": "",
+        "participant_id": [f"{number:05d}" for number in range(n)], "y_true": truth, "y_prob": np.nan,
+        "y_score": truth / 3 + rng.normal(size=n), "saw_test_people": False, "n_train": 20,
+    }  # fmt: skip
+    table = pd.DataFrame(columns)
+    return Results(table.assign(y_pred=table["y_score"]), {"task": {"kind": "regression"}})
+
+
+def test_a_regression_is_saved_to_the_last_bit(tmp_path: Path) -> None:
+    results = numbers(500, 0)
+    results.save(tmp_path / "r")
+    again = Results.load(tmp_path / "r")
+    assert again.kind == "regression" and list(again.metrics()["metric"]) == ["r2", "r", "mae"]
+    for column in ("y_true", "y_score", "y_pred"):
+        assert (
+            again.predictions[column].to_numpy().view(np.int64) == results.predictions[column].to_numpy().view(np.int64)
+        ).all()
+    pd.testing.assert_frame_equal(again.metrics(), results.metrics(), check_exact=True)
+    assert again.metrics()["n_positive"].isna().all() and again.metrics().query("metric == 'mae'")["value"].item() > 1
+    assert compare(Results(pd.concat([results.predictions, results.predictions.assign(model="n")]), results.settings))[
+        "metric"
+    ].tolist() == ["r2"]
 
 
 def test_a_folder_without_its_columns_or_files_is_refused(results: Results, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.metrics import METRICS, Predictions, concordance
 from openbrainmass.evaluation.results import PREDICTION_COLUMNS, Results
 from openbrainmass.evaluation.statistics import (
+    Overlap,
     bca_bounds,
     bootstrap_interval,
     compare,
@@ -18,8 +19,9 @@ from openbrainmass.evaluation.statistics import (
     delong,
     fold_values,
     holm,
+    interval_method,
     metric_interval,
-    training_overlap,
+    smallest_difference,
 )
 
 
@@ -44,6 +46,7 @@ def rows(
             "y_true": y,
             "y_score": score,
             "y_pred": (score > 0).astype(int),
+            "y_prob": np.nan,
             "saw_test_people": False,
             "n_train": n_train,
         }
@@ -107,18 +110,83 @@ def test_an_interval_that_is_mostly_undefined_is_not_given() -> None:
     assert np.isnan([value, low, high]).all()
 
 
-def test_k_fold_intervals_carry_the_correction_for_overlap() -> None:
+def cross_validated(n_repeats: int, n_folds: int, *, n: int = 100, protocol: str = "k-fold") -> pd.DataFrame:
     parts = []
-    for repeat in range(4):
-        score, y = shifted(100, 1.0, seed=repeat)
-        parts.append(rows(score, y, protocol="k-fold", fold=np.repeat(np.arange(5), 20), repeat=repeat))
-    table = pd.concat(parts)
-    values, share = fold_values(table, "auc")
-    assert len(values) == 20 and share == 20 / 80
-    value, low, high = metric_interval(table, "auc")
-    reach = stats.t.ppf(0.975, 19) * np.sqrt((1 / 20 + 0.25) * values.var(ddof=1))
-    assert (low, high) == pytest.approx((value - reach, value + reach))
-    assert value == pytest.approx(values.mean())
+    for repeat in range(n_repeats):
+        score, y = shifted(n, 1.0, seed=repeat)
+        fold = np.random.default_rng(repeat).permutation(n) % n_folds
+        parts.append(rows(score, y, protocol=protocol, fold=fold, repeat=repeat, n_train=n - n // n_folds))
+    return pd.concat(parts)
+
+
+@pytest.mark.parametrize(("n_repeats", "n_folds"), [(1, 2), (1, 5), (10, 5), (3, 10)])
+def test_people_count_twice_in_cross_validation(n_repeats: int, n_folds: int) -> None:
+    assert Overlap.of(cross_validated(n_repeats, n_folds)).growth == pytest.approx(1)
+    assert Overlap.of(cross_validated(1, n_folds, protocol="site-held-out")).growth == pytest.approx(1)
+
+
+def test_one_fit_has_no_overlap_and_splits_have_ever_more() -> None:
+    score, y = shifted(20, 1.0, 0)
+    splits = [rows(score, y, protocol="random-splits", repeat=repeat, n_train=80) for repeat in range(100)]
+    growth = [Overlap.of(pd.concat(splits[:n])).growth for n in (1, 2, 10, 100)]
+    assert growth[0] == 0 and growth == sorted(growth) and 0.9 < growth[-1] < 1
+
+
+def pairs_variance(tests: list[np.ndarray], trains: list[np.ndarray], repeat: list[int]) -> tuple[float, float]:
+    """Variance of the mean over folds of ``y_i y_j c_ij``, and what one sees who looks at test people only."""
+    n = max(int(part.max()) for part in tests) + 1
+    n_repeats, total = len(set(repeat)), np.zeros((n, n))
+    for test, train in zip(tests, trains, strict=True):
+        share = sum(number == repeat[0] for number in repeat)
+        total[np.ix_(test, train)] += 1 / (len(test) * len(train) * share * n_repeats)
+    both = total + total.T
+    return float((both[np.triu_indices(n, 1)] ** 2).sum()), float((total**2).sum())
+
+
+@pytest.mark.parametrize(("n_repeats", "n_folds"), [(1, 4), (6, 5), (40, 5)])
+def test_the_overlap_is_that_of_pairs_of_people_who_swap_roles(n_repeats: int, n_folds: int) -> None:
+    rng = np.random.default_rng(0)
+    folds = [np.split(rng.permutation(60), n_folds) for _ in range(n_repeats)]
+    tests = [fold for repeat in folds for fold in repeat]
+    trains = [np.setdiff1d(np.arange(60), test) for test in tests]
+    true, seen = pairs_variance(tests, trains, list(np.repeat(range(n_repeats), n_folds)))
+    assert 1 + Overlap.of(cross_validated(n_repeats, n_folds, n=60)).growth == pytest.approx(true / seen, rel=0.02)
+
+
+def test_the_overlap_of_few_shot_draws_is_that_of_their_pairs() -> None:
+    rng = np.random.default_rng(0)
+    tests, trains, parts = [], [], []
+    for repeat in range(30):
+        for number, test in enumerate(np.split(rng.permutation(60), 3)):
+            tests.append(test)
+            trains.append(rng.choice(np.setdiff1d(np.arange(60), test), 20, replace=False))
+            parts.append(
+                rows(np.arange(60.0), np.arange(60) % 2, protocol="few-shot-10", fold=number, repeat=repeat).iloc[test]
+            )
+    overlap = Overlap.of(pd.concat(parts).assign(n_train=20))
+    true, seen = pairs_variance(tests, trains, list(np.repeat(range(30), 3)))
+    assert (overlap.own + overlap.swapped + 2 * overlap.repeated) / (overlap.own + overlap.repeated) == pytest.approx(
+        true / seen, rel=0.03
+    )
+    assert overlap.draws == pytest.approx((overlap.own + overlap.swapped) - 2 / 30)
+
+
+def test_k_fold_intervals_are_stretched_bootstrap_intervals() -> None:
+    table = cross_validated(4, 5)
+    predictions = Predictions.of(table)
+    bare = bootstrap_interval(lambda weights: METRICS["auc"](predictions, weights), predictions, n_resamples=500)
+    value, low, high = metric_interval(table, "auc", n_resamples=500)
+    assert (low - value, high - value) == pytest.approx(1.5 * (np.array(bare[1:]) - bare[0]))
+    values = fold_values(table, "auc")
+    assert len(values) == 20 and bare[0] == pytest.approx(values.mean(), abs=0.02)
+    assert interval_method("external").endswith("over people") and "draws, widened" in interval_method("few-shot-2")
+
+
+def test_repeats_of_a_k_fold_are_correlated_more_than_their_test_people_alone_explain() -> None:
+    overlap = Overlap.of(cross_validated(10, 5))
+    share = overlap.share(50)
+    correlation = share / (1 + share)
+    assert correlation == pytest.approx((4 * 0.25 + 45 * 0.32) / 49)
 
 
 def test_few_shot_intervals_know_that_draws_differ() -> None:
@@ -178,24 +246,25 @@ def test_delong_is_right_on_value_and_spread() -> None:
 
 def test_overlap_widens_the_tests_of_one_pass_over_the_people() -> None:
     score, y = shifted(100, 1.0, 0)
-    table = rows(score, y, protocol="site-held-out", fold=np.repeat([0, 1, 2], [20, 30, 50]))
-    table["n_train"] = np.repeat([80, 70, 50], [20, 30, 50])
-    assert training_overlap(table) == pytest.approx(20 / 80 + 30 / 70 + 50 / 50)
-    assert training_overlap(rows(score, y)) == 0
-    plain = delong(y == 1, score, -score)
-    wide = delong(y == 1, score, -score, overlap=3.0)
+    plain, wide = delong(y == 1, score, -score), delong(y == 1, score, -score, overlap=3.0)
     assert wide[0] == plain[0] and wide[3] > plain[3]
     assert wide[2] - wide[1] == pytest.approx(2 * (plain[2] - plain[1]))
     other = rows(score + np.random.default_rng(1).normal(size=100), y, model="o")
-    folds = {"protocol": "site-held-out", "fold": table["fold"], "n_train": table["n_train"]}
+    folds = {"protocol": "site-held-out", "fold": np.repeat([0, 1, 2, 3], 25), "n_train": 75}
     widths = {}
     for name, changes in (("external", {}), ("site-held-out", folds)):
         both = pd.concat([rows(score, y).assign(**changes), other.assign(**changes)])
         found = compare(Results(both, {}), metric="accuracy", n_resamples=400).iloc[0]
         widths[name] = found["high"] - found["low"]
-    bounds = [metric_interval(rows(score, y).assign(**changes), "auc")[1:] for changes in ({}, folds)]
-    assert np.diff(bounds[1]) == pytest.approx(np.diff(bounds[0]) * np.sqrt(1 + training_overlap(table)))
-    assert widths["site-held-out"] == pytest.approx(widths["external"] * np.sqrt(1 + training_overlap(table)))
+        assert found["smallest_difference"] == pytest.approx(smallest_difference(found["low"], found["high"]))
+    assert widths["site-held-out"] == pytest.approx(widths["external"] * np.sqrt(2))
+
+
+def test_the_smallest_difference_is_found_with_the_promised_power() -> None:
+    error = 0.03
+    truth = smallest_difference(-stats.norm.ppf(0.975) * error, stats.norm.ppf(0.975) * error)
+    found = np.random.default_rng(0).normal(truth, error, size=20000) > stats.norm.ppf(0.975) * error
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
 
 
 def test_holm_by_hand() -> None:
@@ -248,8 +317,8 @@ def test_other_metrics_of_pooled_protocols_are_bootstrapped() -> None:
     table = compare(_results(), "none", metric="auc_site_mean", n_resamples=400)
     assert set(table["protocol"]) == {"site-held-out"}
     assert set(table["test"]) == {"paired bootstrap over people, corrected for overlap"}
-    with pytest.raises(OpenBrainMassError, match="'f1' is not known"):
-        compare(_results(), metric="f1")
+    with pytest.raises(OpenBrainMassError, match="'kappa' is not known"):
+        compare(_results(), metric="kappa")
 
 
 def test_the_same_predictions_twice_do_not_differ() -> None:

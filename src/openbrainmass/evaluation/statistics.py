@@ -1,8 +1,15 @@
-"""Intervals and paired comparisons, computed from saved predictions only."""
+"""Intervals and paired comparisons, computed from saved predictions only.
+
+In cross-validation a person is tested by models that other people trained, and trains the models that test those
+people, so that each pair of people enters an estimate twice. An interval or test that looks at test people alone, or
+at folds with the correction of Nadeau & Bengio (2003), counts it once and promises too much. `Overlap` holds what
+the second time adds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -11,20 +18,26 @@ import pandas as pd
 from scipy import stats
 
 from openbrainmass.errors import OpenBrainMassError
-from openbrainmass.evaluation.metrics import Metric, Predictions, Weights, find_metric, metric_names
+from openbrainmass.evaluation.metrics import HEADLINE, RANGES, Metric, Predictions, Weights, find_metric, metric_names
+from openbrainmass.evaluation.protocols import RESAMPLED_PROTOCOLS, few_shot_size
 
 if TYPE_CHECKING:
     from openbrainmass.evaluation.results import Results
 
-RESAMPLED_PROTOCOLS = frozenset({"k-fold", "paper-split"})
-"""Protocols that repeat a random split, whose paired test is the corrected resampled t-test."""
-
 COMPARISON_COLUMNS = (
     "protocol", "model", "reference", "difference", "low", "high", "p", "p_corrected", "test", "metric",
-    "saw_test_people",
+    "saw_test_people", "smallest_difference",
 )  # fmt: skip
 
 Statistic = Callable[[Weights], np.ndarray]
+
+SKEWNESS = 1.25
+"""What the growth of the variance is multiplied by in the interval of one model.
+
+With d independent directions in the features, the variance grows to ``2 d / (d - 2)`` times that over test people
+instead of twice it, and is skewed, since the decision values are divided by their own random spread: 2.25 for d = 18.
+In a difference of two models that cancels.
+"""
 
 _BLOCK = 500
 _ROUNDING = 1e-12
@@ -41,11 +54,12 @@ def bootstrap_counts(n: int, n_resamples: int, seed: int, stream: int) -> np.nda
 
 
 def bootstrap_weights(predictions: Predictions, n_resamples: int, seed: int) -> Weights:
-    """Bootstrap samples of the people and, since each repeat is another training set, of the repeats."""
-    return Weights(
-        bootstrap_counts(len(predictions.people), n_resamples, seed, 0),
-        bootstrap_counts(predictions.n_repeats, n_resamples, seed, 1),
-    )
+    """Bootstrap samples of the people and, of few-shot, of the draws, which differ more than people do."""
+    if few_shot_size(predictions.protocol) is None:
+        repeats = np.ones((n_resamples, predictions.n_repeats), dtype=np.float32)
+    else:
+        repeats = bootstrap_counts(predictions.n_repeats, n_resamples, seed, 1)
+    return Weights(bootstrap_counts(len(predictions.people), n_resamples, seed, 0), repeats)
 
 
 def leave_one_out(predictions: Predictions) -> Weights:
@@ -103,14 +117,81 @@ def bootstrap_interval(
     return value, *bca_bounds(value, samples, resampled(statistic, leave_one_out(predictions)))
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """How the folds of a protocol hang together through the people who are tested in one and train in another.
+
+    The variance of a metric that no model can beat (no effect, many features) is a sum over pairs of people, one as
+    test and the other as training person. In units in which each such pair of a very long series of splits counts 1:
+
+    Attributes
+    ----------
+    own : float
+        Folds each for themselves.
+    swapped : float
+        Folds of one repeat: who is tested in one trains in the other.
+    repeated : float
+        Folds of different repeats, a pair in the same roles; in swapped roles it adds as much again.
+    draws : float
+        What repeats of one data set differ by, over their number.
+    part : float
+        Share of a training set that is tested elsewhere; the rest may be another cohort.
+    """
+
+    own: float
+    swapped: float
+    repeated: float
+    draws: float = 0.0
+    part: float = 1.0
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> Overlap:
+        """Count folds, test and training people of one protocol and model."""
+        folds = table.groupby(["repeat", "fold"]).agg(test=("participant_id", "size"), train=("n_train", "first"))
+        n_folds, n_repeats = len(folds), table["repeat"].nunique()
+        if n_folds == 1:
+            return cls(1.0, 0.0, 0.0)
+        each = n_folds / n_repeats
+        shot = few_shot_size(str(table["protocol"].iloc[0]))
+        n_people = table["participant_id"].nunique()
+        if each > 1:
+            test, others = 1 / each, 1 - 1 / each
+        else:
+            n_people = max(n_people, float((folds["test"] + folds["train"]).mean()))
+            test = others = float(folds["test"].mean()) / n_people
+        train = others if each > 1 else float(folds["train"].mean()) / n_people
+        if shot is not None:
+            train = 2 * shot / n_people
+        own, swapped = 1 / (each * test * train), (each - 1) / (each * others**2)
+        draws = max(0.0, own + swapped - 2) / n_repeats if shot is not None else 0.0
+        part = 1.0 if shot is None else min(1.0, 2 * shot / float(folds["train"].mean()))
+        return cls(own / n_repeats, swapped / n_repeats, 1 - 1 / n_repeats, draws, part)
+
+    @property
+    def growth(self) -> float:
+        """What the variance over test people (and draws) grows by: 1 for k-fold and site-held-out, 0 for one fit."""
+        seen = self.own + self.repeated + self.draws
+        return self.part * max(0.0, (self.own + self.swapped + 2 * self.repeated) / seen - 1)
+
+    @property
+    def stretch(self) -> float:
+        """How many times wider than a bootstrap over test people the interval of one model is."""
+        return float(np.sqrt(1 + SKEWNESS * self.growth))
+
+    def share(self, n_folds: int) -> float:
+        """What takes the place of test people / training people in `corrected_error`; for three folds or more."""
+        # Repeats that lack a fold (a model that could not do it) fit no count of pairs and could come out above 1.
+        correlation = min(0.9, (self.swapped + 2 * self.repeated) / (self.own * (n_folds - 1)))
+        return correlation / (1 - correlation)
+
+
 def interval_method(protocol: str) -> str:
     """What the 95 % intervals of a protocol's metrics are (see `metric_interval`)."""
-    if protocol in RESAMPLED_PROTOCOLS:
-        return "t interval over folds, corrected for the overlap of training sets"
     method = "bias-corrected and accelerated bootstrap over people"
-    if protocol.startswith("few-shot"):
-        return f"{method} and draws"
-    return f"{method}, corrected for the overlap of training sets" if protocol == "site-held-out" else method
+    if protocol == "external":
+        return method
+    draws = " and draws" if few_shot_size(protocol) is not None else ""
+    return f"{method}{draws}, widened because test people also train"
 
 
 def metric_interval(
@@ -118,12 +199,8 @@ def metric_interval(
 ) -> tuple[float, float, float]:
     """A metric of one model under one protocol, with its 95 % interval.
 
-    Repeated splits (`RESAMPLED_PROTOCOLS`) have the interval of the corrected resampled t-test. Everything else has a
-    BCa bootstrap over people, for few-shot over draws as well, and for site-held-out stretched by `training_overlap`:
-    folds share training people, so that a bootstrap over test people alone promises too much
-    (``benchmarks/interval_coverage.py``: the bare bootstrap holds the truth in 0.88 of studies of 120 people, these
-    intervals in 0.89-0.93 for k-fold and 0.97-0.99 for the others). A metric that is 0 or 1 without any spread has an
-    exact binomial bound.
+    A BCa bootstrap over people, for few-shot over draws as well, stretched by `Overlap.stretch` where test people
+    of one fold train another. A metric that is 0 or 1 without any spread has an exact binomial bound.
 
     Parameters
     ----------
@@ -138,27 +215,20 @@ def metric_interval(
     """
     function = find_metric(metric)
     predictions = Predictions.of(table)
-    value = float(function(predictions, Weights.equal(predictions))[0])
-    low = high = float("nan")
-    if predictions.protocol in RESAMPLED_PROTOCOLS:
-        values, share = fold_values(table, metric)
-        if len(values) > 1:
-            reach = float(stats.t.ppf(0.975, len(values) - 1)) * corrected_error(values, share)
-            low, high = _within_unit(value - reach, value + reach)
-    if not np.isfinite(low):
-        _, low, high = bootstrap_interval(
-            lambda weights: function(predictions, weights), predictions, n_resamples=n_resamples, seed=seed
-        )
-        stretch = float(np.sqrt(1 + training_overlap(table))) if predictions.pooled else 1.0
-        low, high = _within_unit(value + stretch * (low - value), value + stretch * (high - value))
-    if low == high and value in (0.0, 1.0):
+    value, low, high = bootstrap_interval(
+        lambda weights: function(predictions, weights), predictions, n_resamples=n_resamples, seed=seed
+    )
+    stretch = Overlap.of(table).stretch
+    low, high = _within_range(metric, value + stretch * (low - value), value + stretch * (high - value))
+    if low == high and value in (0.0, 1.0) and metric not in RANGES:
         bound = 0.025 ** (1 / _n_relevant(predictions, metric))
         low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
     return value, low, high
 
 
-def _within_unit(low: float, high: float) -> tuple[float, float]:
-    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+def _within_range(metric: str, low: float, high: float) -> tuple[float, float]:
+    lowest, highest = RANGES.get(metric, (0.0, 1.0))
+    return float(np.clip(low, lowest, highest)), float(np.clip(high, lowest, highest))
 
 
 def _n_relevant(predictions: Predictions, metric: str) -> int:
@@ -169,17 +239,19 @@ def _n_relevant(predictions: Predictions, metric: str) -> int:
     return max(1, counts.get(metric, min(n_positive, n_negative)))
 
 
-def corrected_error(values: np.ndarray, test_share: float) -> float:
-    """Standard error of the mean over repeated splits, corrected for their overlap (Nadeau & Bengio, 2003).
+def corrected_error(values: np.ndarray, share: float) -> float:
+    """Standard error of the mean over repeated splits, corrected for their correlation.
 
-    The variance of the mean is ``(1 / n + test_share) * variance``, because training sets share most people.
+    The variance of the mean is ``(1 / n + share) * variance``. With a correlation r between splits, ``share`` is
+    ``r / (1 - r)`` (Nadeau & Bengio, 2003). They take the share of test people for r; over repeats of a k-fold that is
+    already used up by people who are tested twice, and `Overlap.share` counts those who also train.
 
     Parameters
     ----------
     values : ndarray (n_splits,)
         A metric, or the difference of two models, in each split.
-    test_share : float
-        Test people divided by training people.
+    share : float
+        See `Overlap.share`.
 
     Returns
     -------
@@ -188,11 +260,11 @@ def corrected_error(values: np.ndarray, test_share: float) -> float:
     """
     if len(values) < 2:
         return float("nan")
-    return float(np.sqrt((1 / len(values) + test_share) * np.var(values, ddof=1)))
+    return float(np.sqrt((1 / len(values) + share) * np.var(values, ddof=1)))
 
 
 def corrected_resampled_t(
-    differences: np.ndarray, test_share: float, level: float = 0.95
+    differences: np.ndarray, share: float, level: float = 0.95
 ) -> tuple[float, float, float, float]:
     """t-test of differences over repeated splits with the error of `corrected_error`.
 
@@ -200,8 +272,8 @@ def corrected_resampled_t(
     ----------
     differences : ndarray (n_splits,)
         Difference of two models in each split.
-    test_share : float
-        Test people divided by training people.
+    share : float
+        See `corrected_error`.
 
     Returns
     -------
@@ -210,7 +282,7 @@ def corrected_resampled_t(
         from which no spread can be estimated.
     """
     mean = float(np.mean(differences))
-    error = corrected_error(differences, test_share)
+    error = corrected_error(differences, share)
     if error <= _ROUNDING:
         return _without_spread(mean)
     reach = float(stats.t.ppf((1 + level) / 2, len(differences) - 1)) * error
@@ -234,7 +306,7 @@ def delong(
     one, other : ndarray (n_people,)
         Decision values of the two models.
     overlap : float
-        What the variance grows by because several fits share training people (see `training_overlap`).
+        What the variance grows by because test people also train (`Overlap.growth`).
 
     Returns
     -------
@@ -262,14 +334,18 @@ def delong(
     return difference, difference - reach, difference + reach, float(2 * stats.norm.sf(abs(difference / error)))
 
 
-def training_overlap(table: pd.DataFrame) -> float:
-    """Sum over the folds of test people / training people where a protocol has several; 0 for a single fit.
+def smallest_difference(low: float, high: float, power: float = 0.8) -> float:
+    """Smallest true difference that a study of this kind finds at 0.05, two-sided, with the given power.
 
-    The argument of `corrected_error` for one pass over the people: with J folds the variance of a mean is
-    ``1 / J + share`` instead of ``1 / J`` of that of a fold, hence larger by the factor ``1 + J * share``.
+    Parameters
+    ----------
+    low, high : float
+        95 % interval of the difference, from whose width its standard error follows.
+    power : float
+        Share of such studies in which it is found.
     """
-    folds = [len(part) / part["n_train"].iloc[0] for _, part in table.groupby(["repeat", "fold"])]
-    return float(np.sum(folds)) if len(folds) > 1 else 0.0
+    quantile = stats.norm.ppf(0.975)
+    return float((high - low) / 2 * (quantile + stats.norm.ppf(power)) / quantile)
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -284,10 +360,21 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
+def chosen_metric(results: Results, metric: str | None, *models: str | None) -> str:
+    """The metric that is meant, the AUC or R2 without one; an error if it or one of the models is not known."""
+    metric = HEADLINE[results.kind] if metric is None else metric
+    find_metric(metric)
+    names = list(results.predictions["model"].unique())
+    for model in models:
+        if model is not None and model not in names:
+            raise OpenBrainMassError(f"There is no model {model!r} in these results; they have {', '.join(names)}.")
+    return metric
+
+
 def compare(
     results: Results,
     reference: str | None = None,
-    metric: str = "auc",
+    metric: str | None = None,
     *,
     n_resamples: int = 2000,
     seed: int = 0,
@@ -300,32 +387,29 @@ def compare(
         What `evaluate` returned.
     reference : str, optional
         Model that every other one is compared with; without it, the first model is compared with every other one.
-    metric : str
-        A name of `METRICS`.
+    metric : str, optional
+        A name of `METRICS`; without it, the AUC, or R2 for a regression.
     n_resamples, seed : int
         Of the paired bootstrap, where that is the test.
 
     Returns
     -------
     DataFrame
-        ``protocol model reference difference low high p p_corrected test metric saw_test_people``: the difference is
-        model minus reference with its 95 % interval; p is two-sided and corrected by Holm within each protocol. The
-        tests are the corrected resampled t-test (repeated splits), DeLong's (AUC of pooled protocols), and a paired
-        bootstrap over people (everything else); those of site-held-out are corrected for the overlap of its training
-        sets, without which they find a difference in 10-13 % of studies that have none.
+        `COMPARISON_COLUMNS`: the difference is model minus reference with its 95 % interval; p is two-sided and
+        corrected by Holm within each protocol. The tests are the corrected resampled t-test (repeated splits), DeLong's
+        (AUC of pooled protocols), and a paired bootstrap over people (everything else), all widened where test people
+        also train (`Overlap`), without which they find a difference in 10-17 % of studies that have none.
+        `smallest_difference` is the true one that such a study would find with a power of 0.8.
 
     Raises
     ------
     OpenBrainMassError
         If the reference or the metric is not known.
     """
-    find_metric(metric)
-    names = list(results.predictions["model"].unique())
-    if reference is not None and reference not in names:
-        raise OpenBrainMassError(f"There is no model {reference!r} in these results; they have {', '.join(names)}.")
+    metric = chosen_metric(results, metric, reference)
     rows: list[dict[str, object]] = []
     for protocol, table in results.predictions.groupby("protocol", sort=False):
-        if metric not in metric_names(str(protocol)):
+        if metric not in metric_names(str(protocol), results.kind):
             continue
         here = {str(name): part for name, part in table.groupby("model", sort=False)}
         if reference is None:
@@ -341,13 +425,19 @@ def compare(
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
-def _compare_pair(
-    one: pd.DataFrame, other: pd.DataFrame, protocol: str, metric: str, n_resamples: int, seed: int
-) -> dict[str, object]:
+def paired_rows(one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of two models of one protocol, in the same order, of the people and folds that both have."""
     # A fold that only one of the two could do (a site model that failed, say) is no paired observation.
     keys = ["repeat", "fold", "participant_id"]
     both = pd.MultiIndex.from_frame(one[keys]).intersection(pd.MultiIndex.from_frame(other[keys]))
-    one, other = (part.set_index(keys).loc[both].reset_index() for part in (one, other))
+    first, second = (part.set_index(keys).loc[both].reset_index() for part in (one, other))
+    return first, second
+
+
+def _compare_pair(
+    one: pd.DataFrame, other: pd.DataFrame, protocol: str, metric: str, n_resamples: int, seed: int
+) -> dict[str, object]:
+    one, other = paired_rows(one, other)
     row: dict[str, object] = {
         "protocol": protocol,
         "model": one["model"].iloc[0],
@@ -355,33 +445,41 @@ def _compare_pair(
         "metric": metric,
         "saw_test_people": bool(one["saw_test_people"].any() or other["saw_test_people"].any()),
     }
-    if protocol in RESAMPLED_PROTOCOLS:
-        (values, share), (reference_values, _) = fold_values(one, metric), fold_values(other, metric)
-        differences = values - reference_values
-        if len(differences) > 1:
-            values = corrected_resampled_t(differences, share)
-            return {**row, **dict(zip(_TESTED, values, strict=True)), "test": "corrected resampled t"}
+    values, test = _tested(one, other, metric, n_resamples, seed)
+    tested = dict(zip(_TESTED, values, strict=True))
+    return {**row, **tested, "test": test, "smallest_difference": smallest_difference(values[1], values[2])}
+
+
+def _tested(
+    one: pd.DataFrame, other: pd.DataFrame, metric: str, n_resamples: int, seed: int
+) -> tuple[tuple[float, float, float, float], str]:
+    """Difference, low, high and p by the test that the protocol calls for, and its name."""
+    overlap = Overlap.of(one)
+    if one["protocol"].iloc[0] in RESAMPLED_PROTOCOLS:
+        differences = fold_values(one, metric) - fold_values(other, metric)
+        differences = differences[np.isfinite(differences)]
+        # The two halves of a single 2-fold are the same pairs of people, from which no variance can be told.
+        if len(differences) > 2:
+            return corrected_resampled_t(differences, overlap.share(len(differences))), "corrected resampled t"
     first, second = Predictions.of(one), Predictions.of(other)
-    overlap = training_overlap(one) if first.pooled else 0.0
-    suffix = ", corrected for overlap" if overlap else ""
+    suffix = ", corrected for overlap" if overlap.growth else ""
     if metric == "auc" and first.pooled and len(first.people) == len(first.y):
-        values = delong(first.y, first.score, second.score, overlap=overlap)
-        return {**row, **dict(zip(_TESTED, values, strict=True)), "test": f"DeLong{suffix}"}
-    values = _bootstrap_difference(first, second, find_metric(metric), overlap, n_resamples, seed)
-    return {**row, **dict(zip(_TESTED, values, strict=True)), "test": f"paired bootstrap over people{suffix}"}
+        return delong(first.y, first.score, second.score, overlap=overlap.growth), f"DeLong{suffix}"
+    values = _bootstrap_difference(first, second, find_metric(metric), overlap.growth, n_resamples, seed)
+    return values, f"paired bootstrap over people{suffix}"
 
 
-def fold_values(table: pd.DataFrame, metric: str) -> tuple[np.ndarray, float]:
-    """A metric in each fold of each repeat where it is defined, and the mean of test people / training people."""
+def fold_values(table: pd.DataFrame, metric: str) -> np.ndarray:
+    """A metric in each fold of each repeat, (n_repeats * n_folds,), NaN where it is not defined."""
     function = find_metric(metric)
-    values, shares = [], []
-    for _, part in table.groupby(["repeat", "fold"]):
-        predictions = Predictions.of(part)
-        value = function(predictions, Weights.equal(predictions))[0]
-        if np.isfinite(value):
-            values.append(value)
-            shares.append(len(part) / part["n_train"].iloc[0])
-    return np.array(values), float(np.mean(shares)) if shares else float("nan")
+    parts = [Predictions.of(part) for _, part in table.groupby(["repeat", "fold"])]
+    return np.array([function(part, Weights.equal(part))[0] for part in parts])
+
+
+def bootstrap_p(samples: np.ndarray) -> float:
+    """Two-sided p of a difference of 0, from bootstrap samples of the difference."""
+    tails = [(side.sum() + 1) / (len(samples) + 1) for side in (samples <= 0, samples >= 0)]
+    return float(min(1.0, 2 * min(tails)))
 
 
 def _bootstrap_difference(
@@ -395,5 +493,4 @@ def _bootstrap_difference(
         return value, low, high, float("nan")
     stretch = np.sqrt(1 + overlap)
     samples = value + stretch * (resampled(statistic, bootstrap_weights(one, n_resamples, seed)) - value)
-    tails = [(side.sum() + 1) / (len(samples) + 1) for side in (samples <= 0, samples >= 0)]
-    return value, value + stretch * (low - value), value + stretch * (high - value), float(min(1.0, 2 * min(tails)))
+    return value, value + stretch * (low - value), value + stretch * (high - value), bootstrap_p(samples)

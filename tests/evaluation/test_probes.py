@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from typing import Literal
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import make_classification
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC, OneClassSVM
 from sklearn.utils.estimator_checks import check_estimator
@@ -14,12 +18,15 @@ from sklearn.utils.estimator_checks import check_estimator
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation import probes
 from openbrainmass.evaluation.probes import (
+    KERNEL_RIDGE,
     PROBES,
+    REGRESSORS,
     LogisticProbe,
     PrototypeProbe,
     SupportVectorProbe,
     decision_values,
     make_probe,
+    unit_rows,
 )
 
 
@@ -50,6 +57,17 @@ def test_logistic_in_single_precision_and_with_repeated_rows() -> None:
     ours = LogisticProbe(C=1e-3).fit(X.astype(np.float32), y).decision_function(X.astype(np.float32))
     theirs = LogisticRegression(C=1e-3, tol=1e-10, max_iter=10000).fit(X, y).decision_function(X)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_rows_that_are_alike_are_ties(dtype: type, order: Literal["C", "F"]) -> None:
+    for p in range(2, 24):
+        X, y = data(40, p, seed=p)
+        probe = LogisticProbe().fit(X.astype(dtype), y)
+        for n in (7, 20, 37, 101):
+            same = np.asarray(np.tile(X[3].astype(dtype), (n, 1)), order=order)
+            assert len(np.unique(probe.decision_function(same))) == 1
 
 
 @pytest.mark.filterwarnings("error")
@@ -124,20 +142,69 @@ def test_prototypes_by_hand() -> None:
         PrototypeProbe("dot").fit(X, y)
 
 
-@pytest.mark.parametrize("name", list(PROBES))
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 6), st.integers(2, 20), st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
+def test_products_of_unit_rows_are_correlations(n: int, p: int, shift: float, scale: float) -> None:
+    rows = np.random.default_rng(n * 100 + p).normal(size=(n, p))
+    units = unit_rows(scale * rows + shift)
+    np.testing.assert_allclose(units @ units.T, np.atleast_2d(np.corrcoef(rows)), atol=1e-6)
+    assert (unit_rows(np.zeros((2, p))) == 0).all()
+
+
+def kernel_ridge_by_hand(X: np.ndarray, y: np.ndarray, new: np.ndarray, alpha: float) -> np.ndarray:
+    """The linear system of kernel ridge regression with a free intercept, on correlations between rows."""
+    n = len(X)
+    kernel = np.corrcoef(X, new)
+    system = np.block([[kernel[:n, :n] + alpha * np.eye(n), np.ones((n, 1))], [np.ones((1, n)), np.zeros((1, 1))]])
+    solution = np.linalg.solve(system, np.append(y, 0.0))
+    return kernel[n:, :n] @ solution[:-1] + solution[-1]
+
+
+@pytest.mark.parametrize(("n", "p"), [(30, 200), (40, 12)])
+@pytest.mark.parametrize("alpha", [0.05, 1.0])
+def test_kernel_ridge_is_that_of_the_correlation_kernel(n: int, p: int, alpha: float) -> None:
+    (X, y), (new, _) = data(n, p), data(10, p, seed=1)
+    values = np.random.default_rng(3).normal(10, 2, n)
+    number = make_probe("kernel ridge", "regression").set_params(ridge__alpha=alpha).fit(X, values)
+    np.testing.assert_allclose(number.predict(new), kernel_ridge_by_hand(X, values, new, alpha), atol=1e-8)
+    classes = make_probe("kernel ridge").set_params(ridgeclassifier__alpha=alpha).fit(X, y)
+    expected = kernel_ridge_by_hand(X, 2.0 * y - 1, new, alpha)
+    np.testing.assert_allclose(classes.decision_function(new), expected, atol=1e-8)
+    centred = KernelRidge(alpha=alpha, kernel="precomputed")
+    kernel = np.corrcoef(X)
+    away = np.eye(n) - 1 / n
+    # Without an intercept of its own, scikit-learn's KernelRidge says the same of a kernel and values centred beforehand.
+    ours = number.predict(X) - values.mean()
+    theirs = centred.fit(away @ kernel @ away, values - values.mean()).predict(away @ kernel @ away)
+    np.testing.assert_allclose(ours, theirs, atol=1e-8)
+
+
+def test_ridge_for_numbers_is_ridge_on_standardised_columns() -> None:
+    X, _ = data(30, 100)
+    values = X[:, 0] * 3 + 7
+    ours = make_probe("ridge", "regression").fit(X, values).predict(X)
+    Z = (X - X.mean(axis=0)) / X.std(axis=0)
+    weights = Z.T @ np.linalg.solve(Z @ Z.T + 1e3 * np.eye(30), values - values.mean())
+    np.testing.assert_allclose(ours, Z @ weights + values.mean(), atol=1e-6)
+    assert not hasattr(REGRESSORS["ridge"][-1], "coef_")
+
+
+@pytest.mark.parametrize("name", [*PROBES, "kernel ridge"])
 def test_every_probe_tells_classes_apart_and_is_a_fresh_copy(name: str) -> None:
     X, y = data(80, 40)
     probe = make_probe(name).fit(X, y)
     assert probe.score(X, y) > 0.8
-    assert not hasattr(PROBES[name].steps[-1][1], "classes_")
+    assert not hasattr({**PROBES, "kernel ridge": KERNEL_RIDGE}[name].steps[-1][1], "classes_")
     np.testing.assert_array_equal(probe.predict(X), probe.classes_[(decision_values(probe, X) > 0).astype(int)])
 
 
 def test_an_unknown_probe_lists_the_known() -> None:
     with pytest.raises(
-        OpenBrainMassError, match="'forest' is not known; choose one of svm, logistic, ridge, prototype"
+        OpenBrainMassError, match="'forest' is not known; choose one of svm, logistic, ridge, prototype, kernel ridge"
     ):
         make_probe("forest")
+    with pytest.raises(OpenBrainMassError, match="'logistic' is not known; choose one of ridge, kernel ridge, or"):
+        make_probe("logistic", "regression")
     assert isinstance(make_probe(RandomForestClassifier()), RandomForestClassifier)
 
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
-from sklearn.pipeline import make_pipeline
+from sklearn.dummy import DummyRegressor
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.connectivity import correlation, fisher_z, partial_correlation, vectorize
 from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.evaluation.fitting import fit_model
 from openbrainmass.evaluation.probes import decision_values, make_probe
-from openbrainmass.evaluation.tasks import Task, code
+from openbrainmass.evaluation.tasks import DEFAULT_COVARIATES, Task, code
+from openbrainmass.evaluation.tuning import PeopleFolds, tuned
 
 Recordings = Cohort | Sequence[np.ndarray] | np.ndarray
 """A cohort, a list of (n_volumes_i, n_rois) arrays, or an FC stack (n, n_rois, n_rois)."""
-
-DEFAULT_COVARIATES = ("age", "sex", "site", "mean_fd", "n_volumes", "tr")
-"""Columns that `Covariates` looks for when none are named."""
 
 _ESTIMATORS = {"correlation": "pearson", "fisher-z": "pearson", "partial": "ledoit-wolf", "tangent": "ledoit-wolf"}
 
@@ -263,7 +263,11 @@ class Chance(ClassifierMixin, BaseEstimator):
 
 
 class ShuffledLabels(ClassifierMixin, BaseEstimator):
-    """A classifier whose training labels are permuted: whatever it scores above chance is a leak.
+    """A classifier whose training labels are permuted among the training people.
+
+    A permutation is as likely as the same with the classes swapped, so the AUC is 0.5 on average over permutations,
+    and a table's distance from it is what the protocol adds (such as ranking people of several folds together). One
+    permutation strays, since people's values are alike along a few directions: look at several (`shuffled`).
 
     Parameters
     ----------
@@ -273,15 +277,19 @@ class ShuffledLabels(ClassifierMixin, BaseEstimator):
         Of the permutation; the size of the training set enters too, so folds differ.
     """
 
+    __metadata_request__fit = {"groups": True}
+
     def __init__(self, estimator: Any, seed: int = 0) -> None:
         self.estimator = estimator
         self.seed = seed
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Fit a copy of the classifier to permuted labels."""
+    def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
+        """Fit a copy of the classifier to permuted labels; `groups` (n,) names people, who keep one label each."""
         y = np.asarray(y)
-        order = np.random.default_rng([self.seed, len(y)]).permutation(len(y))
-        self.estimator_ = clone(self.estimator).fit(X, y[order])
+        groups = np.arange(len(y)) if groups is None else np.asarray(groups)
+        _, first, person = np.unique(groups, return_index=True, return_inverse=True)
+        order = np.random.default_rng([self.seed, len(y)]).permutation(len(first))
+        self.estimator_ = fit_model(clone(self.estimator), X, y[first][order][person], groups)
         self.classes_ = self.estimator_.classes_
         return self
 
@@ -299,27 +307,181 @@ class ShuffledLabels(ClassifierMixin, BaseEstimator):
         return accept_recordings(super().__sklearn_tags__())
 
 
-def floors(probe: str | BaseEstimator = "svm", task: Task | None = None) -> dict[str, Any]:
+class ScoreSum(ClassifierMixin, BaseEstimator):
+    """The sum of several classifiers' decision values, each z-scored by what it says of training people it was not fitted to.
+
+    Values of people whom a classifier was fitted to are far too large, and more so the less it is regularised; so the
+    last step of each part is fitted again without each inner fold of people in turn, and the mean and spread of those
+    held-out values are what its values are z-scored by. No test value enters. 0 is the training people's average.
+
+    Parameters
+    ----------
+    estimators : list of (str, classifier)
+        The parts.
+    n_folds : int
+        Inner folds (`PeopleFolds`); with one person a class the fitted values themselves serve.
+    seed : int
+        Of the inner folds.
+
+    Attributes
+    ----------
+    estimators_ : list of classifier
+        The fitted parts.
+    centres_, spreads_ : ndarray (n_parts,)
+        Mean and standard deviation of each part's held-out decision values.
+    """
+
+    __metadata_request__fit = {"groups": True}
+
+    def __init__(self, estimators: list[tuple[str, Any]], n_folds: int = 5, seed: int = 0) -> None:
+        self.estimators = estimators
+        self.n_folds = n_folds
+        self.seed = seed
+
+    def fit(self, X: Recordings, y: Any, groups: Any = None) -> Self:
+        """Fit the parts to recordings (n,) and labels 0/1; `groups` (n,) names the person of each recording."""
+        y = np.asarray(y)
+        groups = np.arange(len(y)) if groups is None else np.asarray(groups)
+        folds = list(PeopleFolds(self.n_folds, self.seed).split(X, y, groups))
+        self.classes_ = np.unique(y)
+        self.estimators_, moments = [], []
+        for _, part in self.estimators:
+            front, features, last = _split(part, X, y)
+            held_out = _held_out_values(last, features, y, groups, folds)
+            self.estimators_.append(make_pipeline(*front, fit_model(clone(last), features, y, groups)))
+            moments.append((held_out.mean(), held_out.std() or 1.0))
+        self.centres_, self.spreads_ = np.array(moments).T
+        return self
+
+    def decision_function(self, X: Recordings) -> np.ndarray:
+        """The sum of the parts' z-scored decision values, (n,)."""
+        check_is_fitted(self)
+        values = [decision_values(part, X) for part in self.estimators_]
+        return ((np.stack(values, axis=1) - self.centres_) / self.spreads_).sum(axis=1)
+
+    def predict(self, X: Recordings) -> np.ndarray:
+        """The second class where the sum is positive, (n,)."""
+        return self.classes_[(self.decision_function(X) > 0).astype(int)]
+
+    def __sklearn_tags__(self) -> Any:
+        return accept_recordings(super().__sklearn_tags__())
+
+
+def _split(part: Any, X: Any, y: np.ndarray) -> tuple[list[Any], Any, Any]:
+    """Fitted steps in front of a part's last one, what they make of X, and the last one, not fitted."""
+    if not isinstance(part, Pipeline) or len(part) < 2:
+        return [], X, part
+    front = clone(part[:-1])
+    features = front.fit_transform(X, y)
+    return [step for _, step in front.steps], features, part[-1]
+
+
+def _held_out_values(
+    last: Any, features: Any, y: np.ndarray, groups: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """Decision values of training recordings by copies of a classifier that did not see the person's label."""
+    values = np.full(len(y), np.nan)
+    for train, test in folds:
+        fitted = fit_model(clone(last), _rows(features, train), y[train], groups[train])
+        values[test] = decision_values(fitted, _rows(features, test))
+    return values
+
+
+def _rows(values: Any, rows: np.ndarray) -> Any:
+    if isinstance(values, Cohort):
+        return values.select(rows)
+    return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+
+
+def floors(probe: str | BaseEstimator | None = None, task: Task | None = None) -> dict[str, Any]:
     """The models that no table should be without.
 
     Parameters
     ----------
-    probe : str or classifier
-        The probe of the model under test, put on the plain edges as well.
+    probe : str or estimator, optional
+        The probe of the model under test, put on the plain edges as well; svm if not given, for regression ridge.
     task : Task, optional
-        Its covariates are used; without it `DEFAULT_COVARIATES`, those that the cohort has.
+        Its kind decides between classifiers and regressors, and its covariates are used; without it classifiers, and
+        those of `DEFAULT_COVARIATES` that the cohort has.
 
     Returns
     -------
-    dict of str to classifier
-        chance, covariates + logistic, edges + logistic, edges + the probe (where it is another), tangent + logistic.
+    dict of str to estimator
+        chance (for regression the mean), covariates, edges, edges + the probe (where it is another), tangent.
     """
+    kind, linear, probe = _words(task, probe)
     same = probe if isinstance(probe, str) else "same probe"
-    wanted = DEFAULT_COVARIATES if task is None else tuple(c for c in task.covariates if c != task.target)
     return {
-        "chance": Chance(),
-        "covariates + logistic": make_pipeline(Covariates(wanted), make_probe("logistic")),
-        "edges + logistic": make_pipeline(Connectome("fisher-z"), make_probe("logistic")),
-        f"edges + {same}": make_pipeline(Connectome("fisher-z"), make_probe(probe)),
-        "tangent + logistic": make_pipeline(Connectome("tangent"), make_probe("logistic")),
+        **({"chance": Chance()} if kind == "classification" else {"mean": DummyRegressor()}),
+        f"covariates + {linear}": make_pipeline(Covariates(_covariates(task)), make_probe(linear, kind)),
+        f"edges + {linear}": make_pipeline(Connectome("fisher-z"), make_probe(linear, kind)),
+        f"edges + {same}": make_pipeline(Connectome("fisher-z"), make_probe(probe, kind)),
+        f"tangent + {linear}": make_pipeline(Connectome("tangent"), make_probe(linear, kind)),
     }
+
+
+def rivals(task: Task, cohort: Cohort) -> dict[str, Any]:
+    """The simple models that a new one has to be measured against: the floors, and everything else of their kind.
+
+    Parameters
+    ----------
+    task : Task
+        Its kind decides between classifiers and regressors.
+    cohort : Cohort
+        Which of the task's covariates it has (with more than one value) decides on the rows of one covariate each.
+
+    Returns
+    -------
+    dict of str to estimator
+        The `floors`; each covariate alone; edges with the other probes, and with regularisation chosen by inner folds
+        (`tuned`); partial correlations; for classes also the sum of edges and tangent (`edges_and_tangent`).
+    """
+    kind, linear, _ = _words(task, None)
+    alone = [name for name in _covariates(task) if name in cohort.table and cohort.table[name].nunique() > 1]
+    models = {
+        **floors(None, task),
+        **{f"{name} + {linear}": make_pipeline(Covariates((name,)), make_probe(linear, kind)) for name in alone},
+        "edges + ridge": make_pipeline(Connectome("fisher-z"), make_probe("ridge", kind)),
+        "edges + kernel ridge, tuned": make_pipeline(Connectome("fisher-z"), tuned("kernel ridge", kind)),
+        f"edges + {linear}, tuned": make_pipeline(Connectome("fisher-z"), tuned(linear, kind)),
+        f"partial + {linear}": make_pipeline(Connectome("partial"), make_probe(linear, kind)),
+    }
+    if kind == "classification":
+        models["edges + tangent, sum"] = edges_and_tangent()
+    return models
+
+
+def edges_and_tangent() -> ScoreSum:
+    """The sum of logistic regressions on edges and on tangent vectors: the strongest simple model that we know."""
+    kinds = {"edges": "fisher-z", "tangent": "tangent"}
+    return ScoreSum([(name, make_pipeline(Connectome(kind), make_probe("logistic"))) for name, kind in kinds.items()])
+
+
+def shuffled(model: Any, n_shuffles: int = 5, seed: int = 0) -> dict[str, ShuffledLabels]:
+    """Copies of a classifier that are fitted to labels without meaning: how far from chance that strays.
+
+    Parameters
+    ----------
+    model : classifier
+        With all its steps.
+    n_shuffles : int
+        Rows; read them together, as one permutation strays.
+    seed : int
+        Of the first; the others follow.
+
+    Returns
+    -------
+    dict of str to ShuffledLabels
+        By name: shuffled labels 1, shuffled labels 2, ...
+    """
+    return {f"shuffled labels {number + 1}": ShuffledLabels(model, seed + number) for number in range(n_shuffles)}
+
+
+def _words(task: Task | None, probe: Any) -> tuple[Literal["classification", "regression"], str, Any]:
+    kind = "classification" if task is None else task.kind
+    linear, default = ("logistic", "svm") if kind == "classification" else ("ridge", "ridge")
+    return kind, linear, default if probe is None else probe
+
+
+def _covariates(task: Task | None) -> tuple[str, ...]:
+    return DEFAULT_COVARIATES if task is None else task.covariates

@@ -7,17 +7,17 @@ columns than people, which is the rule with edges.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from scipy.linalg import eigh
 from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -117,8 +117,10 @@ class LogisticProbe(_Binary):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Log odds of the second class, (n_rows,)."""
-        X = self._test(X)
-        return X @ self.coef_[0].astype(X.dtype) + self.intercept_[0]
+        X = np.ascontiguousarray(self._test(X))
+        # BLAS sums rows in different orders, so that people with the same covariates (all of a site) would be ranked by
+        # rounding errors, and not be the ties that they are.
+        return np.einsum("ij,j->i", X, self.coef_[0].astype(X.dtype)) + self.intercept_[0]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probability of each class, (n_rows, 2)."""
@@ -234,6 +236,12 @@ def decision_values(estimator: Any, X: Any) -> np.ndarray:
     )
 
 
+def unit_rows(X: np.ndarray) -> np.ndarray:
+    """Rows (n_rows, n_columns) with mean 0 and length 1, so that their products are the correlations between rows."""
+    X = np.asarray(X)
+    return _unit(X - X.mean(axis=1, keepdims=True))
+
+
 PROBES: dict[str, Pipeline] = {
     "svm": make_pipeline(StandardScaler(), SupportVectorProbe()),
     "logistic": make_pipeline(StandardScaler(), LogisticProbe()),
@@ -242,19 +250,41 @@ PROBES: dict[str, Pipeline] = {
 }
 """Probes by name, each standardising its features by the training rows. Use copies: `make_probe`."""
 
+KERNEL_RIDGE: Pipeline = make_pipeline(FunctionTransformer(unit_rows), RidgeClassifier(alpha=1.0))
+"""Kernel ridge on the correlation between two people's connectivity (He et al., NeuroImage 2020), classes as -1 and 1.
 
-def make_probe(probe: str | BaseEstimator) -> Any:
+It is ridge on rows of length 1, solved in the space of the people, with an intercept that is not penalised. It is not
+one of `PROBES`, all of which can be explained edge by edge.
+"""
+
+REGRESSORS: dict[str, Pipeline] = {
+    "ridge": make_pipeline(StandardScaler(), Ridge(alpha=1e3)),
+    "kernel ridge": make_pipeline(FunctionTransformer(unit_rows), Ridge(alpha=1.0)),
+}
+"""Probes for numbers by name, as `PROBES` and `KERNEL_RIDGE` for classes."""
+
+
+def make_probe(probe: str | BaseEstimator, kind: Literal["classification", "regression"] = "classification") -> Any:
     """A fresh, unfitted probe, by name or from an estimator of one's own.
+
+    Parameters
+    ----------
+    probe : str or estimator
+        A name in `PROBES` (or kernel ridge) or `REGRESSORS`, or an estimator, of which a copy is made.
+    kind : {"classification", "regression"}
+        Which of the two a name is looked up in.
 
     Raises
     ------
     OpenBrainMassError
-        If the name is not in `PROBES`.
+        If the name is not known for that kind.
     """
-    if isinstance(probe, str):
-        if probe not in PROBES:
-            raise OpenBrainMassError(
-                f"The probe {probe!r} is not known; choose one of {', '.join(PROBES)}, or give a scikit-learn classifier."
-            )
-        probe = PROBES[probe]
-    return clone(probe)
+    if not isinstance(probe, str):
+        return clone(probe)
+    known = {**PROBES, "kernel ridge": KERNEL_RIDGE} if kind == "classification" else REGRESSORS
+    if probe not in known:
+        raise OpenBrainMassError(
+            f"The probe {probe!r} is not known; choose one of {', '.join(known)}, or give a scikit-learn "
+            f"{'classifier' if kind == 'classification' else 'regressor'}."
+        )
+    return clone(known[probe])

@@ -132,7 +132,7 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
         self._check_parameters()
         checkpoint = open_checkpoint(self.checkpoint)
         check_atlas(X, checkpoint.atlas)
-        self.classes_, targets = _checked_labels(y, len(X))
+        self.classes_, targets = checked_labels(y, len(X))
         device = checked_device(self.device)
         # A generator of its own, so that training neither follows nor moves the caller's random numbers.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -293,8 +293,8 @@ def _rate(step: int, n_steps: int) -> float:
     return min(1.0, (step + 1) / _RISING_STEPS) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
 
-def _checked_labels(y: np.ndarray, n_recordings: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes, sorted, and the class number of each recording."""
+def checked_labels(y: np.ndarray, n_recordings: int) -> tuple[np.ndarray, np.ndarray]:
+    """Classes, sorted, and the class number of each recording, (n_recordings,); at least two classes."""
     labels = column_or_1d(y)
     if len(labels) != n_recordings:
         raise OpenBrainMassError(f"{n_recordings} recordings were given with {len(labels)} labels; give one for each.")

@@ -2,21 +2,30 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import BaggingClassifier, VotingClassifier
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
-from openbrainmass.evaluation.baselines import ShuffledLabels
-from openbrainmass.evaluation.leakage import refuse_overlap, seen_identities, without_column
+from openbrainmass.evaluation.baselines import ShuffledLabels, floors
+from openbrainmass.evaluation.leakage import (
+    prefitted_parts,
+    refuse_overlap,
+    refuse_prefitted,
+    seen_identities,
+    without_column,
+)
 
 MakeCohort = Callable[..., Cohort]
 
@@ -102,3 +111,34 @@ def test_a_fold_with_a_person_on_both_sides_is_refused() -> None:
     refuse_overlap(np.array([1, 2]), np.array([3]), "Fold 0")
     with pytest.raises(OpenBrainMassError, match="Fold 0 has the same people on its training and its test side"):
         refuse_overlap(np.array([1, 2]), np.array([2]), "Fold 0")
+
+
+def test_parts_in_functions_and_methods_do_not_hide() -> None:
+    met = Encoder().fit(X)
+    for hidden in (met.transform, partial(np.dot, met), lambda rows: met.transform(rows)):
+        assert seen_identities(make_pipeline(FunctionTransformer(hidden), LogisticRegression())) == {"bob"}
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        FrozenEstimator(StandardScaler().fit(X)),
+        FunctionTransformer(StandardScaler().fit(X).transform),
+        FeatureUnion([("one", FrozenEstimator(StandardScaler().fit(X)))]),
+    ],
+    ids=lambda front: type(front).__name__,
+)
+def test_a_fitted_part_without_a_record_is_refused_by_name(front: BaseEstimator) -> None:
+    model = make_pipeline(front, LogisticRegression())
+    assert "StandardScaler" in prefitted_parts(model)
+    with pytest.raises(OpenBrainMassError, match="The model mine holds a StandardScaler .*pretraining-statistics"):
+        refuse_prefitted({"edges": LogisticRegression(), "mine": model})
+
+
+def test_a_fitted_part_with_a_record_or_one_that_is_fitted_anew_is_not() -> None:
+    scaler = StandardScaler().fit(X)
+    scaler.seen_identities = frozenset({"ann"})
+    frozen = make_pipeline(FrozenEstimator(scaler), LogisticRegression())
+    refuse_prefitted({"frozen": frozen, "fitted": make_pipeline(StandardScaler(), LogisticRegression()).fit(X, Y)})
+    refuse_prefitted(floors("svm"))
+    assert seen_identities(frozen) == {"ann"}

@@ -29,6 +29,8 @@ SKILL = {
 }
 """Distance of the classes' scores in standard deviations; None gives everyone the same."""
 
+OWN_MODEL, HELD_OUT = "BrainMass + svm", "site-held-out"
+
 TASK = {
     "name": "simulated-dx",
     "title": "Patients and controls, simulated",
@@ -116,6 +118,7 @@ def make_results(
     protocols: tuple[str, ...] = ("k-fold", "site-held-out", "few-shot-2", "few-shot-10"),
     saw: tuple[str, ...] = ("BrainMass + logistic",),
     seed: int = 0,
+    tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     rng = np.random.default_rng(seed)
     y = np.arange(n_people) % 2
@@ -151,8 +154,48 @@ def make_results(
         "seed": seed,
         "notes": ["site-held-out leaves out 1 person."],
     }
-    Results(pd.concat(parts), settings).save(folder)
+    Results(pd.concat(parts), settings, tables).save(folder)
     return folder
+
+
+def make_card(**changes: tuple[float, float, float]) -> pd.DataFrame:
+    """A confound card; items by a short name can be changed."""
+    values = {
+        "site": ("", "site", "balanced accuracy", 0.8, 0.75, 0.85),
+        "chance": ("", "site", "chance", 0.5, np.nan, np.nan),
+        "motion": (HELD_OUT, "mean_fd", "correlation", 0.2, 0.1, 0.3),
+        "motion_within": (HELD_OUT, "mean_fd", "correlation within class", 0.02, -0.1, 0.12),
+        "female": (HELD_OUT, "sex", "auc F", 0.7, 0.6, 0.8),
+        "male": (HELD_OUT, "sex", "auc M", 0.72, 0.62, 0.82),
+        "gap": (HELD_OUT, "sex", "difference of auc, M minus F", 0.02, -0.1, 0.14),
+        "before": (HELD_OUT, "covariates", "auc before regression of age, site", 0.74, 0.7, 0.78),
+        "after": (HELD_OUT, "covariates", "auc after regression of age, site", 0.66, 0.61, 0.71),
+        "change": (HELD_OUT, "covariates", "change of auc", -0.08, -0.12, -0.04),
+    }
+    rows = [(OWN_MODEL, *row[:3], *changes.get(name, row[3:]), 48) for name, row in values.items()]
+    return pd.DataFrame(rows, columns=["model", "protocol", "check", "item", "value", "low", "high", "n"])
+
+
+def make_curve(source: str = "other folds") -> pd.DataFrame:
+    """A coverage curve of one model."""
+    wanted = np.array([1.0, 0.8, 0.5, 0.2])
+    return pd.DataFrame(
+        {"model": OWN_MODEL, "protocol": HELD_OUT, "wanted": wanted, "coverage": [1.0, 0.76, 0.5, 0.2],
+         "accuracy": [0.7, 0.75, 0.82, np.nan], "low": 0.6, "high": 0.9, "balanced_accuracy": 0.7, "n": 48 * wanted,
+         "threshold": 1 - wanted, "confidence": "probability", "threshold_from": source}
+    )  # fmt: skip
+
+
+def make_audit() -> pd.DataFrame:
+    """An audit with every verdict."""
+    rows = [
+        ("test-is-train", "passed", "Nobody is on both sides."),
+        ("motion-predicts-label", "floor", "AUC 0.58."),
+        ("file-name-spells-label", "refused", "autism is in 14 names."),
+        ("pca-before-split", "not checked", "Give it."),
+        ("repeated-looks", "floor", "7 evaluations were made on these people."),
+    ]
+    return pd.DataFrame(rows, columns=["check", "verdict", "finding"])
 
 
 def make_embeddings(file: Path, cohort: Cohort) -> Path:
@@ -197,7 +240,7 @@ def make() -> SimpleNamespace:
     """The makers of sample folders."""
     makers: dict[str, Callable[..., Any]] = {
         "store": make_store, "run": make_run, "results": make_results, "embeddings": make_embeddings,
-        "explanation": make_explanation,
+        "explanation": make_explanation, "card": make_card, "curve": make_curve, "audit": make_audit,
     }  # fmt: skip
     return SimpleNamespace(**makers, skill=SKILL, task=TASK)
 
@@ -211,6 +254,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "store": root / "cohort",
         "run": make_run(root / "pretraining"),
         "embeddings": make_embeddings(root / "embeddings.tsv", cohort),
-        "results": make_results(root / "evaluation"),
+        "results": make_results(
+            root / "evaluation",
+            tables={"confounds": make_card(), "coverage": make_curve(), "audit": make_audit(), "folds": make_audit()},
+        ),
         "explanation": make_explanation(root / "explanation", cohort),
     }

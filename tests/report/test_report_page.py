@@ -226,7 +226,7 @@ def test_results_have_sites_comparisons_and_few_shot(folders: dict[str, Path]) -
     assert sites is not None and {row.estimate.label for row in sites.rows} == {"site-0", "site-1"}
     comparisons = view.protocols[0].comparisons
     assert comparisons is not None and "BrainMass + svm minus each other model" in comparisons.caption
-    assert view.few_shot is not None and view.few_shot.table.columns == ("Model", "2", "10")
+    assert len(view.few_shot) == 1 and view.few_shot[0].table.columns == ("Model", "2", "10")
     assert view.facts == "48 people from 2 sites: 24 patient, 24 control."
 
 

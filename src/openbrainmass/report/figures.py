@@ -284,24 +284,49 @@ class Line:
     strong: bool = False
 
 
+def _lines(axes: Axes, lines: Sequence[Line], places: Sequence[np.ndarray]) -> None:
+    """Draw lines at places on the axis, the strong ones with a band."""
+    for line, x in zip(lines, places, strict=True):
+        # The point without any label is another fit on other people: nothing leads from it to the others.
+        zero = line.x == 0
+        if line.strong:
+            axes.fill_between(x[~zero], line.low[~zero], line.high[~zero], color=line.color, alpha=0.13, linewidth=0)
+            axes.vlines(x[zero], line.low[zero], line.high[zero], color=line.color, alpha=0.45, linewidth=1.6)
+        width, dots = (2.2, 5) if line.strong else (1.1, 3)
+        style = {"color": line.color, "markersize": dots, "zorder": 3 + line.strong}
+        axes.plot(x[~zero], line.y[~zero], linewidth=width, marker="o", **style)
+        axes.plot(x[zero], line.y[zero], linestyle="none", marker="D", **style)
+    axes.spines["left"].set_visible(False)
+
+
 @styled
 def few_shot_curve(lines: Sequence[Line], *, title: str, caption: str, metric: str = "AUC") -> Picture:
-    """A metric over the number of labelled people per class, one line a model."""
+    """A metric over the number of labelled people per class (0: zero-shot), one line a model."""
     figure, axes = _canvas(4.3, 3.2)
-    for line in lines:
-        if line.strong:
-            axes.fill_between(line.x, line.low, line.high, color=line.color, alpha=0.13, linewidth=0)
-        width, dots = (2.2, 5) if line.strong else (1.1, 3)
-        axes.plot(
-            line.x, line.y, color=line.color, linewidth=width, marker="o", markersize=dots, zorder=3 + line.strong
-        )
-    axes.set_xscale("log")
     ticks = sorted({float(x) for line in lines for x in line.x})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
+    least = min([tick for tick in ticks if tick > 0], default=1.0)
+
+    def place(x: np.ndarray) -> np.ndarray:
+        """Logarithm of the number; none at all stands apart, left of the first."""
+        return np.where(x > 0, np.log10(np.maximum(x, least)), np.log10(least) - 0.35)
+
+    _lines(axes, lines, [place(line.x) for line in lines])
+    axes.set_xticks(place(np.array(ticks)), [f"{tick:g}" for tick in ticks])
     axes.grid(False, axis="x")
-    axes.spines["left"].set_visible(False)
-    axes.axhline(0.5, color=SOFT, linewidth=0.8, linestyle=(0, (3, 3)))
+    axes.axhline(0.5 if metric == "AUC" else 0.0, color=SOFT, linewidth=0.8, linestyle=(0, (3, 3)))
     axes.set(xlabel="labelled people per class", ylabel=metric)
     ends = "; ".join(f"{line.label} from {line.y[0]:.2f} to {line.y[-1]:.2f}" for line in lines)
     return picture(figure, f"{title}: {ends}.", title=title, caption=caption)
+
+
+@styled
+def coverage_chart(lines: Sequence[Line], *, title: str, caption: str) -> Picture:
+    """Accuracy over the share of people answered for, everybody on the left."""
+    figure, axes = _canvas(4.3, 3.2)
+    _lines(axes, lines, [line.x for line in lines])
+    axes.set_xlim(1.03, min(float(line.x.min()) for line in lines) - 0.03)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.grid(False, axis="x")
+    axes.set(xlabel="people answered for", ylabel="accuracy")
+    ends = "; ".join(f"{line.label} from {line.y[-1]:.2f} to {line.y[0]:.2f}" for line in lines)
+    return picture(figure, f"{title}, from all to few: {ends}.", title=title, caption=caption)

@@ -22,6 +22,9 @@ KINDS = (
     "embeddings.tsv",
 )
 
+SHOWN_TABLES = ("confounds", "coverage", "audit", "log_auc")
+"""Further tables of a results folder that have a place on the page."""
+
 
 @dataclass(frozen=True)
 class StoreFolder:
@@ -65,13 +68,25 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class ResultsFolder:
-    """Saved predictions and the tables made from them."""
+    """Saved predictions and the tables made from them; `tables` are those of `SHOWN_TABLES` that were saved."""
 
     path: Path
     settings: Mapping[str, Any]
     predictions: pd.DataFrame
     metrics: pd.DataFrame
     comparisons: pd.DataFrame
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Mapping[str, Any]:
+        """Settings of the task, empty where they were not saved."""
+        task = self.settings.get("task")
+        return task if isinstance(task, Mapping) else {}
+
+    @property
+    def kind(self) -> str:
+        """``classification`` or ``regression``."""
+        return str(self.task.get("kind") or "classification")
 
     @property
     def name(self) -> str:
@@ -194,12 +209,14 @@ def _warnings(records: Sequence[Mapping[str, Any]]) -> tuple[HealthWarning, ...]
 
 def _read_results(path: Path) -> ResultsFolder:
     comparisons = path / "comparisons.tsv"
+    further = {name: path / f"{name}.tsv" for name in SHOWN_TABLES}
     return ResultsFolder(
         path,
         read_json(path / "settings.json"),
         read_tsv(path / "predictions.tsv"),
         read_tsv(path / "metrics.tsv"),
         read_tsv(comparisons) if comparisons.is_file() else pd.DataFrame(),
+        {name: read_tsv(file) for name, file in further.items() if file.is_file()},
     )
 
 

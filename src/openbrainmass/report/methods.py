@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openbrainmass.cohort.quality import REASONS
+from openbrainmass.evaluation.protocols import few_shot_size
 from openbrainmass.report.cohort_view import atlas_name
 from openbrainmass.report.connectivity_view import AUGMENTATIONS
 from openbrainmass.report.folders import ExplanationFolder, Material, ResultsFolder, RunFolder, StoreFolder
@@ -33,9 +34,12 @@ ESTIMATORS = {"pearson": "Pearson correlation", "ledoit-wolf": "correlation of t
 PROTOCOL_WORDS = {
     "k-fold": "{n_repeats} times repeated {n_folds}-fold cross-validation, stratified by class",
     "site-held-out": "leaving one site out at a time",
-    "external": "prediction of another cohort of which no label was used",
+    "random-splits": "{n_splits} random splits, stratified by class",
+    "cohort-held-out": "leaving one dataset out at a time",
+    "external": "prediction of another cohort of which no label was used{transductive}",
     "paper-split": "a split of 70 % training, 15 % validation (left unused) and 15 % test people",
     "few-shot": "training on a few people per class ({few_shot}) drawn within the training folds",
+    "external-few-shot": "training on a few people per class of the other cohort ({external_few_shot})",
 }
 
 
@@ -126,11 +130,15 @@ def _pretraining(run: RunFolder, cited: dict[str, None]) -> str:
 def _evaluation(results: ResultsFolder, cited: dict[str, None]) -> str:
     settings = results.settings
     found = [str(name) for name in results.predictions["protocol"].unique()]
-    kinds = dict.fromkeys("few-shot" if name.startswith("few-shot") else name for name in found)
+    kinds = dict.fromkeys(_family(name) for name in found)
+    declared = ", whose unlabelled scans were used (transductive)" if settings.get("transductive") else ""
     numbers = {
         "n_folds": settings.get("n_folds", "k"),
         "n_repeats": settings.get("n_repeats", "several"),
+        "n_splits": settings.get("n_splits", "repeated"),
         "few_shot": listing([name.rsplit("-", 1)[1] for name in found if name.startswith("few-shot")]),
+        "external_few_shot": listing([name.rsplit("-", 1)[1] for name in found if name.startswith("external-")]),
+        "transductive": declared,
     }
     ways = [PROTOCOL_WORDS.get(kind, kind).format(**numbers) for kind in kinds]
     told = contrast(results)
@@ -142,7 +150,7 @@ def _evaluation(results: ResultsFolder, cited: dict[str, None]) -> str:
     if any(model.startswith("tangent") for model in models):
         cited["tangent"] = None
     return (
-        f"{count(results.predictions['participant_id'].nunique(), 'person was', 'people were')} classified"
+        f"{_predicted(results)}"
         + (f" ({told})" if told else "")
         + f" by {listing(ways)}. Folds were made of people, never of recordings, and everything that is fitted was "
         f"fitted inside the training fold. All models saw the same folds: {'; '.join(models)}. Scores of a person's "
@@ -150,14 +158,47 @@ def _evaluation(results: ResultsFolder, cited: dict[str, None]) -> str:
         + (f"Differences were tested by {listing(sorted(tests))}, " if tests else "Differences were tested in pairs, ")
         + "with p-values corrected by Holm's method within each protocol."
         + (f" Seed {settings['seed']}." if "seed" in settings else "")
+        + _cards(results)
     )
+
+
+def _predicted(results: ResultsFolder) -> str:
+    n = results.predictions["participant_id"].nunique()
+    if results.kind == "regression":
+        return f"The {results.task.get('target') or 'target'} of {count(n, 'person', 'people')} was predicted"
+    return f"{count(n, 'person was', 'people were')} classified"
+
+
+def _family(protocol: str) -> str:
+    """A protocol without its number of labelled people."""
+    return protocol.rsplit("-", 1)[0] if few_shot_size(protocol) is not None else protocol
+
+
+def _cards(results: ResultsFolder) -> str:
+    """What was done beside the evaluation, as far as its tables were saved."""
+    told = ""
+    if "confounds" in results.tables:
+        told += (
+            " The site was read from the features by a linear classifier in 5-fold by person; scores were correlated "
+            "(Spearman) with motion and scan length, over everybody and within class; performance was computed within "
+            "sex and thirds of age, and again after the covariates were regressed out of the features inside the folds."
+        )
+    if "coverage" in results.tables:
+        told += (
+            " Answers were withheld below a confidence that was fixed on other people than those tested."
+            if set(results.tables["coverage"]["threshold_from"]) <= {"other folds", "k-fold"}
+            else " Answers were withheld below a threshold of confidence."
+        )
+    if "audit" in results.tables:
+        told += " The evaluation was audited for leaks."
+    return told
 
 
 def _intervals(methods: Mapping[str, str]) -> str:
     """What the intervals are: one sentence, protocols with the same method together."""
     together: dict[str, list[str]] = {}
     for protocol, method in methods.items():
-        kind = "few-shot" if protocol.startswith("few-shot") else protocol
+        kind = _family(protocol)
         if kind not in together.setdefault(method, []):
             together[method].append(kind)
     told = [f"{listing(protocols)}: {method}" for method, protocols in together.items()]

@@ -1,4 +1,4 @@
-"""The results sections: the headline table, every protocol with its baselines, and the few-shot curve."""
+"""The results sections: the headline table, every protocol with its baselines, the curves and the cards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from openbrainmass.report.figures import SOFT, Line, Picture, few_shot_curve
+from openbrainmass.report.confounds_view import AuditView, ConfoundsView, audit_view, confounds_view
+from openbrainmass.report.curves_view import CurveView, coverage_view, few_shot_views
 from openbrainmass.report.folders import ResultsFolder
 from openbrainmass.report.tables import Cell, Estimate, Forest, Table, forest
-from openbrainmass.report.verdict import Verdict, protocol_words, protocols, role, scores, verdict
+from openbrainmass.report.verdict import Verdict, protocol_words, protocols, role, scale, scores, verdict
 from openbrainmass.report.wording import DASH, count, interval, listing, number, short_p, signed
 
 METRICS = {
@@ -22,6 +23,15 @@ METRICS = {
     "accuracy": "accuracy",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
+    "r": "correlation",
+    "mae": "mean absolute error",
+}
+FURTHER_METRICS = {
+    "ppv": "positive predictive value",
+    "npv": "negative predictive value",
+    "f1": "F1",
+    "brier": "Brier score",
+    "ece": "calibration error",
 }
 TESTS = {
     "corrected resampled t": "corrected resampled t-test",
@@ -38,18 +48,10 @@ class ProtocolView:
     asks: str
     forest: Forest
     metrics: Table
+    further: Table | None
     comparisons: Forest | None
     sites: Forest | None
     saw: bool
-
-
-@dataclass(frozen=True)
-class FewShotView:
-    """How much each number of labelled people gives."""
-
-    picture: Picture
-    legend: tuple[tuple[str, str], ...]
-    table: Table
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,19 @@ class ResultsView:
     verdict: Verdict | None
     headline: Forest | None
     headline_saw: bool
-    positive: str
-    negative: str
     protocols: tuple[ProtocolView, ...]
-    few_shot: FewShotView | None
+    few_shot: tuple[CurveView, ...]
+    coverage: CurveView | None
+    confounds: ConfoundsView | None
+    audit: AuditView | None
+    no_skill: str
     notes: tuple[str, ...]
 
 
 def results_view(results: ResultsFolder) -> ResultsView:
     """All that the page shows of one results folder."""
     said = verdict(results)
+    leading = said.protocol if said else None
     shown = tuple(_protocol_view(results, name, said) for name in protocols(results) if len(scores(results, name)))
     return ResultsView(
         name=results.name,
@@ -78,23 +83,42 @@ def results_view(results: ResultsFolder) -> ResultsView:
         verdict=said,
         headline=_score_forest(results, said.protocol, with_balance=True) if said else None,
         headline_saw=bool(said and scores(results, said.protocol)["saw_test_people"].any()),
-        positive=_class_name(results, "positive_name"),
-        negative=_class_name(results, "negative_name"),
         protocols=shown,
-        few_shot=_few_shot(results),
+        few_shot=few_shot_views(results),
+        coverage=coverage_view(results, leading),
+        confounds=confounds_view(results, leading, said.model if said else ""),
+        audit=audit_view(results),
+        no_skill=_no_skill(results),
         notes=tuple(str(note) for note in results.settings.get("notes") or ()),
     )
 
 
 def _class_name(results: ResultsFolder, key: str) -> str:
-    task = results.settings.get("task")
-    return str(task.get(key) or "") if isinstance(task, Mapping) else ""
+    return str(results.task.get(key) or "")
+
+
+def _no_skill(results: ResultsFolder) -> str:
+    """What the score of the headline means."""
+    if results.kind == "regression":
+        return (
+            "R² is the share of the variance among the tested people that is predicted; 0 is what their own mean would "
+            "give, below 0 is worse than that."
+        )
+    positive = _class_name(results, "positive_name") or "positive"
+    negative = _class_name(results, "negative_name") or "negative"
+    return (
+        f"AUC is the chance that a randomly drawn {positive} person is ranked above a randomly drawn {negative} one; "
+        "0.5 is chance."
+    )
 
 
 def _facts(results: ResultsFolder) -> str:
     people = results.predictions.drop_duplicates("participant_id")
-    n_positive = int((people["y_true"] == 1).sum())
     sites = f" from {count(people['site'].nunique(), 'site')}" if people["site"].notna().any() else ""
+    if results.kind == "regression":
+        spread = f"{number(people['y_true'].mean(), 1)} ± {number(people['y_true'].std(), 1)}"
+        return f"{count(len(people), 'person', 'people')}{sites}; {results.task.get('target', 'target')} {spread}."
+    n_positive = int((people["y_true"] == 1).sum())
     positive = _class_name(results, "positive_name") or "positive"
     negative = _class_name(results, "negative_name") or "negative"
     classes = f"{n_positive:,} {positive}, {len(people) - n_positive:,} {negative}"
@@ -116,9 +140,11 @@ def _score_forest(results: ResultsFolder, protocol: str, *, with_balance: bool) 
         for row in table.to_dict("records")
     ]  # fmt: skip
     title = protocol_words(protocol).title
-    caption = f"{title}: AUC of every model on the same people, with 95 % intervals; dashed line: chance."
+    unit = scale(results)
+    caption = f"{title}: {unit.title} of every model on the same people, with 95 % intervals; dashed line: no skill."
     columns = ("balanced accuracy",) if extra else ()
-    return forest(estimates, heading="AUC (95 % interval)", zero=0.5, caption=caption, columns=columns)
+    heading = f"{unit.title} (95 % interval)"
+    return forest(estimates, heading=heading, zero=unit.no_skill, caption=caption, columns=columns)
 
 
 def _values(results: ResultsFolder, protocol: str, metric: str) -> dict[str, float]:
@@ -134,7 +160,8 @@ def _protocol_view(results: ResultsFolder, protocol: str, said: Verdict | None) 
         title=words.title,
         asks=words.asks,
         forest=_score_forest(results, protocol, with_balance=False),
-        metrics=_metrics_table(results, protocol, list(table["model"])),
+        metrics=_metrics_table(results, protocol, list(table["model"]), METRICS),
+        further=_further_table(results, protocol, list(table["model"])),
         comparisons=_comparison_forest(results, protocol),
         sites=_site_forest(results, protocol, _shown_model(table, said)),
         saw=bool(table["saw_test_people"].any()),
@@ -145,17 +172,24 @@ def _shown_model(table: pd.DataFrame, said: Verdict | None) -> str:
     return said.model if said and said.model in set(table["model"]) else str(table.iloc[0]["model"])
 
 
-def _metrics_table(results: ResultsFolder, protocol: str, models: Sequence[str]) -> Table:
-    """All metrics but the AUC, which the forest plot above it shows."""
-    table = results.metrics[results.metrics["protocol"] == protocol]
-    found = [metric for metric in METRICS if metric in set(table["metric"])]
+def _further_table(results: ResultsFolder, protocol: str, models: Sequence[str]) -> Table | None:
+    table = _metrics_table(results, protocol, models, FURTHER_METRICS)
+    return table if len(table.columns) > 1 else None
+
+
+def _metrics_table(results: ResultsFolder, protocol: str, models: Sequence[str], words: Mapping[str, str]) -> Table:
+    """Metrics but the one that the forest plot above it shows."""
+    table = results.metrics[(results.metrics["protocol"] == protocol) & results.metrics["value"].notna()]
+    found = [metric for metric in words if metric in set(table["metric"])]
     cells = {(row["model"], row["metric"]): row for row in table.to_dict("records")}
     rows = []
     for model in models:
         found_cells = [cells.get((model, metric)) for metric in found]
         rows.append((str(model), *(_cell(cell) for cell in found_cells)))
-    columns = ("Model", *(METRICS[metric] for metric in found))
-    caption = "Other metrics at the models' own threshold, with 95 % intervals."
+    columns = ("Model", *(words[metric] for metric in found))
+    own = "" if results.kind == "regression" else " at the models' own threshold"
+    told = f"Other metrics{own}" if words is METRICS else "Predictive values; and how true probabilities are (0: best)"
+    caption = f"{told}, with 95 % intervals."
     return Table(columns, tuple(rows), frozenset(range(1, len(columns))), caption)
 
 
@@ -167,7 +201,7 @@ def _comparison_forest(results: ResultsFolder, protocol: str) -> Forest | None:
     table = results.comparisons
     if "metric" not in table:
         return None
-    table = table[(table["protocol"] == protocol) & (table["metric"] == "auc")]
+    table = table[(table["protocol"] == protocol) & (table["metric"] == scale(results).metric)]
     if not len(table):
         return None
     # Either every model is compared with one reference, or one model with every other: the row names what varies.
@@ -185,7 +219,8 @@ def _comparison_forest(results: ResultsFolder, protocol: str) -> Forest | None:
     one = str(table["model" if fixed else "reference"].iloc[0])
     which = f"{one} minus each other model" if fixed else f"each model minus {one}"
     tests = listing([TESTS.get(str(test), str(test)) for test in table["test"].dropna().unique()])
-    caption = f"Paired differences of AUC: {which}, on the same people and folds ({tests}; p corrected by Holm)."
+    caption = f"Paired differences of {scale(results).title}: {which}, on the same people and folds "
+    caption += f"({tests}; p corrected by Holm)."
     first = "Compared with" if fixed else "Model"
     return forest(
         estimates,
@@ -199,7 +234,7 @@ def _comparison_forest(results: ResultsFolder, protocol: str) -> Forest | None:
 
 def _site_forest(results: ResultsFolder, protocol: str, best: str) -> Forest | None:
     """AUC of one model at each held-out site, from the saved predictions."""
-    if protocol != "site-held-out":
+    if protocol != "site-held-out" or results.kind == "regression":
         return None
     rows = results.predictions
     rows = rows[(rows["protocol"] == protocol) & (rows["model"] == best)]
@@ -226,45 +261,3 @@ def _auc_error(auc: float, n_positive: int, n_negative: int) -> float:
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     spread = auc * (1 - auc) + (n_positive - 1) * (q1 - auc**2) + (n_negative - 1) * (q2 - auc**2)
     return float(np.sqrt(max(0.0, spread) / (n_positive * n_negative)))
-
-
-def _few_shot(results: ResultsFolder) -> FewShotView | None:
-    found = _few_shot_protocols(results)
-    if not found:
-        return None
-    tables = {k: scores(results, name).set_index("model") for k, name in found.items()}
-    models = list(dict.fromkeys(model for table in tables.values() for model in table.index))
-    looks = _line_colors(results.metrics["model"].unique())
-    lines, rows = [], []
-    last = max(tables)
-    models.sort(key=lambda model: -float(tables[last]["value"].get(model, 0.0)))
-    for model in models:
-        have = [k for k in tables if model in tables[k].index]
-        cells = [tables[k].loc[model] for k in have]
-        y, low, high = (np.array([float(cell[name]) for cell in cells]) for name in ("value", "low", "high"))
-        if looks[model]:
-            lines.append(Line(model, np.array(have, float), y, low, high, looks[model], role(model) == "own"))
-        by_k = dict(zip(have, cells, strict=True))
-        rows.append((model, *(number(by_k[k]["value"]) if k in by_k else DASH for k in tables)))
-    caption = "Bands: 95 % intervals of the pretrained models; dashed line: chance."
-    shown = few_shot_curve(lines, title="AUC by number of labelled people per class", caption=caption)
-    columns = ("Model", *(str(k) for k in tables))
-    table = Table(columns, tuple(rows), frozenset(range(1, len(columns))), "AUC by labelled people per class.")
-    return FewShotView(shown, tuple((line.label, line.color) for line in lines), table)
-
-
-def _few_shot_protocols(results: ResultsFolder) -> dict[int, str]:
-    names = [str(name) for name in results.metrics["protocol"].unique()]
-    found = {name.rsplit("-", 1)[1]: name for name in names if name.startswith("few-shot-")}
-    return dict(sorted((int(k), name) for k, name in found.items() if k.isdigit()))
-
-
-def _line_colors(models: Sequence[str]) -> dict[str, str]:
-    """Own models in the strong colours, baselines in the others; controls are not drawn."""
-    own = [model for model in models if role(model) == "own"]
-    baselines = [model for model in models if role(model) == "baseline"]
-    strong = ("#0072B2", "#D55E00", "#CC79A7")
-    pale = (SOFT, "#009E73", "#E69F00", "#56B4E9", "#000000")
-    looks = {model: strong[i % len(strong)] for i, model in enumerate(own)}
-    looks |= {model: pale[i % len(pale)] for i, model in enumerate(baselines)}
-    return {model: looks.get(model, "") for model in models}

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from openbrainmass.evaluation.protocols import few_shot_size
 from openbrainmass.evaluation.results import Results
 from openbrainmass.evaluation.statistics import compare
+from openbrainmass.evaluation.tasks import DEFAULT_COVARIATES
 from openbrainmass.report.folders import ResultsFolder
 from openbrainmass.report.wording import count, interval, number, p_value, signed
 
@@ -33,10 +35,20 @@ PROTOCOLS = {
         "People are split into folds at random, so the same scanners are on both sides; nobody is on both.",
         "on people whose labels it was never given, from the same sites",
     ),
+    "cohort-held-out": Protocol(
+        "Held-out datasets",
+        "Each dataset's people are predicted by models fitted on the other datasets only.",
+        "in datasets whose labels it was never given",
+    ),
     "external": Protocol(
-        "External cohort",
-        "Models fitted on the whole cohort predict another one, of which no label is used (zero-shot).",
+        "Zero-shot: another cohort",
+        "Models fitted on the whole cohort predict another one, of which no label is used.",
         "on another cohort, with none of its labels used",
+    ),
+    "random-splits": Protocol(
+        "Repeated random splits by person",
+        "A random part of the people is tested, again and again; nobody is on both sides of a split.",
+        "on people whose labels it was never given, from the same sites",
     ),
     "paper-split": Protocol(
         "70/15/15 split by person",
@@ -46,16 +58,35 @@ PROTOCOLS = {
 }
 """Protocols in the order of how much each says about new people: the first one saved is the headline."""
 
-BASELINES = ("covariates", "edges", "tangent", "partial")
+BASELINES = ("covariates", "edges", "tangent", "partial", "brainnetcnn", "brain network transformer", "meanmlp")
 ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The metric that models are compared by: its name on the page, and its value without any skill."""
+
+    metric: str
+    title: str
+    no_skill: float
+
+
+SCALES = {"classification": Scale("auc", "AUC", 0.5), "regression": Scale("r2", "R²", 0.0)}
+"""By kind of task."""
+
+
+def scale(results: ResultsFolder) -> Scale:
+    """The metric that the models of a results folder are compared by."""
+    return SCALES.get(results.kind, SCALES["classification"])
 
 
 def role(model: str) -> str:
     """What a model is in the comparison: ``own``, ``baseline``, or ``control`` (no skill is expected of it)."""
     name = model.lower()
-    if name.startswith("chance") or "shuffled" in name:
+    if name.startswith("chance") or name == "mean" or "shuffled" in name:
         return "control"
-    return "baseline" if name.startswith(BASELINES) or "untrained" in name else "own"
+    alone = name.partition(" + ")[0] in DEFAULT_COVARIATES
+    return "baseline" if alone or name.startswith(BASELINES) or "untrained" in name else "own"
 
 
 def protocol_words(protocol: str) -> Protocol:
@@ -65,15 +96,15 @@ def protocol_words(protocol: str) -> Protocol:
 
 def protocols(results: ResultsFolder) -> list[str]:
     """Protocols that were saved, the most telling first; few-shot is shown apart."""
-    found = [str(name) for name in results.metrics["protocol"].unique() if not str(name).startswith("few-shot")]
+    found = [str(name) for name in results.metrics["protocol"].unique() if few_shot_size(str(name)) is None]
     known = [name for name in PROTOCOLS if name in found]
     return known + [name for name in found if name not in known]
 
 
-def scores(results: ResultsFolder, protocol: str, metric: str = "auc") -> pd.DataFrame:
-    """Rows of one metric, the best first: ``model value low high n_people saw_test_people role order``."""
+def scores(results: ResultsFolder, protocol: str) -> pd.DataFrame:
+    """The models' scores, the best first: ``model value low high n_people saw_test_people role order``."""
     table = results.metrics
-    table = table[(table["protocol"] == protocol) & (table["metric"] == metric)].copy()
+    table = table[(table["protocol"] == protocol) & (table["metric"] == scale(results).metric)].copy()
     table["order"] = range(len(table))
     table["role"] = [role(str(model)) for model in table["model"]]
     table["saw_test_people"] = truth(table["saw_test_people"]) if "saw_test_people" in table else False
@@ -113,7 +144,7 @@ class Verdict:
 
 
 def verdict(results: ResultsFolder) -> Verdict | None:
-    """Say in one sentence what was found, from the saved metrics and comparisons; None without an AUC."""
+    """Say in one sentence what was found, from the saved metrics and comparisons; None without a score."""
     for protocol in protocols(results):
         table = scores(results, protocol)
         if len(table):
@@ -131,7 +162,9 @@ def verdict(results: ResultsFolder) -> Verdict | None:
     else:
         best = (baselines if len(baselines) else table).iloc[0]
         judged = ("", "", "No pretrained model is among these results.")
-    remarks = [*_caution(best, candidates, own), *_floor_remarks(table, best)]
+    remarks = [*_caution(best, candidates, own), *_floor_remarks(results, table, best)]
+    remarks += power_remark(results, protocol, str(best["model"]), judged[1], best)
+    remarks += _looks_remark(results)
     return Verdict(protocol, str(best["model"]), _reached(results, protocol, best), *judged, tuple(remarks))
 
 
@@ -141,20 +174,29 @@ def _reached(results: ResultsFolder, protocol: str, row: pd.Series) -> str:
     if "n_people" in row and np.isfinite(row["n_people"]):
         details.append(count(row["n_people"], "person", "people"))
     told = contrast(results)
-    chance = row["low"] <= 0.5 <= row["high"]
+    chance = row["low"] <= scale(results).no_skill <= row["high"]
+    if results.kind == "regression":
+        told = f"predicts {results.task.get('target') or 'the target'}"
+        details = [*_regression_details(results, protocol, str(row["model"])), *details]
+    else:
+        told = f"tells {told}" if told else "predicts the target"
     return (
-        f"{'tells ' + told if told else 'predicts the target'} with AUC {number(row['value'])} "
+        f"{told} with {scale(results).title} {number(row['value'])} "
         f"({'; '.join(details)}) {protocol_words(protocol).where}"
         + (", which chance alone could give." if chance else ".")
     )
 
 
+def _regression_details(results: ResultsFolder, protocol: str, model: str) -> list[str]:
+    table = results.metrics
+    table = table[(table["protocol"] == protocol) & (table["model"] == model)].set_index("metric")["value"]
+    words = {"r": "correlation", "mae": "mean absolute error"}
+    return [f"{words[name]} {number(float(table[name]))}" for name in words if name in table]
+
+
 def contrast(results: ResultsFolder) -> str:
     """The two classes of the task, ``autism from control``; empty where the settings do not tell."""
-    task = results.settings.get("task")
-    if not isinstance(task, dict):
-        return ""
-    positive, negative = (str(task.get(key) or "") for key in ("positive_name", "negative_name"))
+    positive, negative = (str(results.task.get(key) or "") for key in ("positive_name", "negative_name"))
     return f"{positive} from {negative}" if positive and negative else ""
 
 
@@ -178,7 +220,7 @@ def difference(results: ResultsFolder, protocol: str, model: str, reference: str
     """Difference of two models, its interval and corrected p: as saved, else tested from the saved predictions."""
     table = results.comparisons
     if "metric" in table:
-        table = table[(table["protocol"] == protocol) & (table["metric"] == "auc")]
+        table = table[(table["protocol"] == protocol) & (table["metric"] == scale(results).metric)]
         for sign, (one, other) in ((1, (model, reference)), (-1, (reference, model))):
             rows = table[(table["model"] == one) & (table["reference"] == other)]
             if len(rows):
@@ -187,7 +229,7 @@ def difference(results: ResultsFolder, protocol: str, model: str, reference: str
     contenders = rows["model"].map(lambda name: role(str(name)) == "own" or name == reference)
     rows = rows[(rows["protocol"] == protocol) & contenders]
     rows = rows.assign(saw_test_people=truth(rows["saw_test_people"]))
-    tested = compare(Results(rows, results.settings), reference=reference)
+    tested = compare(Results(rows, results.settings), reference=reference, metric=scale(results).metric)
     return _signed(tested[tested["model"] == model].iloc[0], 1)
 
 
@@ -215,12 +257,37 @@ def _caution(best: pd.Series, candidates: pd.DataFrame, own: pd.DataFrame) -> li
     return remarks
 
 
-def _floor_remarks(table: pd.DataFrame, best: pd.Series) -> list[tuple[str, bool]]:
+def power_remark(
+    results: ResultsFolder, protocol: str, model: str, rival: str, best: pd.Series
+) -> list[tuple[str, bool]]:
+    """What these people could have shown: the smallest difference that would have been found four times in five."""
+    table = results.comparisons
+    if "smallest_difference" not in table or not rival:
+        return []
+    pairs = (table["model"] == model) & (table["reference"] == rival)
+    pairs |= (table["model"] == rival) & (table["reference"] == model)
+    rows = table[pairs & (table["protocol"] == protocol) & (table["metric"] == scale(results).metric)]
+    if not len(rows) or not np.isfinite(rows.iloc[0]["smallest_difference"]):
+        return []
+    smallest = number(rows.iloc[0]["smallest_difference"])
+    people = f"With {count(best['n_people'], 'person', 'people')}" if "n_people" in best else "With these people"
+    told = f"{people}, a difference in {scale(results).title} below {smallest} between these two could hardly have been"
+    return [(f"{told} shown (power 80 %, one comparison at 0.05).", False)]
+
+
+def _looks_remark(results: ResultsFolder) -> list[tuple[str, bool]]:
+    """How often the test people were looked at, as the audit found it."""
+    table = results.tables.get("audit", pd.DataFrame(columns=["check", "verdict", "finding"]))
+    rows = table[(table["check"] == "repeated-looks") & table["verdict"].isin(["floor", "refused"])]
+    return [(str(finding), True) for finding in rows["finding"]]
+
+
+def _floor_remarks(results: ResultsFolder, table: pd.DataFrame, best: pd.Series) -> list[tuple[str, bool]]:
     remarks = []
     for row in table[table["model"].str.lower().str.contains("shuffled")].to_dict("records"):
         between = interval(row["low"], row["high"])
-        told = f"{row['model']}: AUC {number(row['value'])}" + (f" ({between})" if between else "")
-        if row["low"] > 0.5:
+        told = f"{row['model']}: {scale(results).title} {number(row['value'])}" + (f" ({between})" if between else "")
+        if row["low"] > scale(results).no_skill:
             told += ", above chance. One permutation can stray; if others do too, something leaks and no row holds."
             remarks.append((told, True))
         else:

@@ -37,6 +37,8 @@ VERBS = {
     "pretrain",
     "embed",
     "evaluate",
+    "audit",
+    "leaderboard",
     "explain",
     "report",
     "datasets",

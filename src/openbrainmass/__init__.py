@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from openbrainmass.cohort.store import load_cohort, save_cohort
     from openbrainmass.connectivity import correlation, fisher_z, ledoit_wolf, vectorize
     from openbrainmass.errors import OpenBrainMassError
-    from openbrainmass.evaluation.baselines import Connectome
+    from openbrainmass.evaluation.abstention import coverage_curve
+    from openbrainmass.evaluation.audit.audit import audit
+    from openbrainmass.evaluation.audit.procedure import audit_procedure
+    from openbrainmass.evaluation.baselines import Connectome, floors, rivals
+    from openbrainmass.evaluation.confounds import Deconfounded, confound_card
     from openbrainmass.evaluation.evaluate import evaluate
+    from openbrainmass.evaluation.features import TableFeatures
     from openbrainmass.evaluation.harmonise import Harmonised
+    from openbrainmass.evaluation.learning_curves import learning_curves, log_auc
+    from openbrainmass.evaluation.permutation import permutation_test
     from openbrainmass.evaluation.probes import PROBES
     from openbrainmass.evaluation.results import Results
     from openbrainmass.evaluation.statistics import compare
     from openbrainmass.evaluation.tasks import Task
+    from openbrainmass.evaluation.tuning import calibrated, tuned
     from openbrainmass.interpretation.explain import explain
     from openbrainmass.model.checkpoint import Checkpoint
     from openbrainmass.model.convert import convert
@@ -31,7 +39,10 @@ if TYPE_CHECKING:
     from openbrainmass.model.in_fold import PretrainInFold
     from openbrainmass.model.pretrain import pretrain
     from openbrainmass.model.pseudo_fc import pseudo_fc
+    from openbrainmass.model.rivals import rival_networks
     from openbrainmass.model.settings import PretrainSettings, preset
+    from openbrainmass.report.leaderboard import write_leaderboard
+    from openbrainmass.report.long_table import long_table
     from openbrainmass.report.page import write_report
 
 _HOMES = {
@@ -58,6 +69,7 @@ _HOMES = {
     "Embedder": "model.embedder",
     "PretrainInFold": "model.in_fold",
     "FineTuneClassifier": "model.finetune",
+    "rival_networks": "model.rivals",
     "Connectome": "evaluation.baselines",
     "Harmonised": "evaluation.harmonise",
     "PROBES": "evaluation.probes",
@@ -65,8 +77,23 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "Results": "evaluation.results",
     "compare": "evaluation.statistics",
+    "floors": "evaluation.baselines",
+    "rivals": "evaluation.baselines",
+    "tuned": "evaluation.tuning",
+    "calibrated": "evaluation.tuning",
+    "Deconfounded": "evaluation.confounds",
+    "confound_card": "evaluation.confounds",
+    "coverage_curve": "evaluation.abstention",
+    "TableFeatures": "evaluation.features",
+    "learning_curves": "evaluation.learning_curves",
+    "log_auc": "evaluation.learning_curves",
+    "permutation_test": "evaluation.permutation",
+    "audit": "evaluation.audit.audit",
+    "audit_procedure": "evaluation.audit.procedure",
     "explain": "interpretation.explain",
     "write_report": "report.page",
+    "write_leaderboard": "report.leaderboard",
+    "long_table": "report.long_table",
 }
 
 __version__ = "0.1.0"

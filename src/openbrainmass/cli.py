@@ -55,6 +55,9 @@ TaskName = Annotated[
 Target = Annotated[
     str | None, typer.Option("--target", help="Column to predict where no task is named; default dx, else sex.")
 ]
+Test = Annotated[Path | None, typer.Option("--test", help="A store of other people to test on (external).")]
+TestTask = Annotated[str | None, typer.Option("--test-task", help="The task of the --test store, where it is another.")]
+Folds = Annotated[Path | None, typer.Option("--folds", help="A folds.tsv that was handed over (docs/evaluation.md).")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting: --set a.b=c (repeatable).", show_default=False)
 ]
@@ -268,33 +271,95 @@ def evaluate_(
     out: Out,
     task: TaskName = None,
     target: Target = None,
-    test: Annotated[Path | None, typer.Option(help="A store of other people: adds the external protocol.")] = None,
+    test: Test = None,
+    test_task: TestTask = None,
     checkpoint: Annotated[list[Path] | None, typer.Option(help="Run folders to compare (repeatable).")] = None,
-    probe: Annotated[str, typer.Option(help="svm, logistic, ridge or prototype.")] = "svm",
+    probe: Annotated[
+        str | None, typer.Option(help="svm (default), logistic, ridge (default for numbers), kernel ridge, prototype.")
+    ] = None,
     fine_tune: Annotated[bool, typer.Option("--fine-tune", help="Also move the weights of each checkpoint.")] = False,
+    rivals: Annotated[bool, typer.Option("--rivals", help="Also enter every other simple model.")] = False,
+    networks: Annotated[
+        bool, typer.Option("--networks", help="Also train BrainNetCNN, Brain Network Transformer and meanMLP (slow).")
+    ] = False,
+    folds: Folds = None,
     jobs: Jobs = 1,
     overrides: Set = None,
 ) -> None:
     """Compare checkpoints with every baseline on the same folds; predictions are saved."""
     from openbrainmass.cohort.store import load_cohort
     from openbrainmass.durable import require_free
+    from openbrainmass.evaluation.metrics import HEADLINE
+    from openbrainmass.evaluation.tasks import Task
     from openbrainmass.road import EvaluationSettings, compare_models
 
     require_free(out)
     cohort = load_cohort(store)
+    asked = [f"{name}=true" for name, wanted in (("rivals", rivals), ("networks", networks)) if wanted]
     results = compare_models(
         cohort,
         _task(cohort, task, target),
-        EvaluationSettings.load(overrides=overrides or []),
+        EvaluationSettings.load(overrides=[*(overrides or []), *asked]),
         checkpoints={path.name: path for path in checkpoint or []},
         test=load_cohort(test) if test else None,
+        test_task=Task.load(test_task) if test_task else None,
+        folds=folds,
+        stores=(store, test),
         probe=probe,
         fine_tune=fine_tune,
         jobs=jobs,
     )
     results.save(out)
-    _print_table(results.metrics().query("metric == 'auc'"))
+    metrics = results.metrics()
+    _print_table(metrics[metrics["metric"] == HEADLINE[results.kind]])
+    _print_findings(results.tables["audit"])
     print(f"Wrote {out}")
+
+
+@app.command(
+    "audit", epilog="Example: openbrainmass audit stores/mine --task abide1-asd --folds folds.tsv --features mine.tsv"
+)
+def audit_(
+    store: Store,
+    task: TaskName = None,
+    target: Target = None,
+    folds: Folds = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Features made elsewhere: recording_id or participant_id, then numbers.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="A run folder: had it met the people who are tested?")] = None,
+    pretrained_on: Annotated[
+        Path | None, typer.Option("--pretrained-on", help="The pretraining store, to look for the tested scans in.")
+    ] = None,
+    test: Test = None,
+    test_task: TestTask = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table here.")] = None,
+) -> None:
+    """Look for every known leak in folds, features, pretraining and labels; refuse by name (exit code 1)."""
+    from openbrainmass.cohort.store import load_cohort
+    from openbrainmass.durable import write_tsv
+    from openbrainmass.evaluation.audit.audit import audit
+    from openbrainmass.evaluation.audit.checks import refuse
+    from openbrainmass.evaluation.tasks import Task
+
+    cohort = load_cohort(store)
+    table = audit(
+        cohort,
+        _task(cohort, task, target),
+        folds=folds,
+        features=features,
+        seen=_checkpoint(checkpoint) if checkpoint else None,
+        pretrained_on=load_cohort(pretrained_on) if pretrained_on else None,
+        test_cohort=load_cohort(test) if test else None,
+        test_task=Task.load(test_task) if test_task else None,
+        store=test or store,
+    )
+    for row in table.itertuples():
+        print(f"{row.verdict:<12} {row.check:<24} {row.finding}")
+    if out:
+        write_tsv(out, table)
+        print(f"Wrote {out}")
+    refuse(table)
 
 
 @app.command("explain", epilog="Example: openbrainmass explain stores/mine --checkpoint runs/small --out maps")
@@ -329,6 +394,17 @@ def report(
     from openbrainmass.report.page import write_report
 
     write_report(folders, out)
+    print(f"Wrote {out}")
+
+
+@app.command(epilog="Example: openbrainmass leaderboard results/* --out leaderboard.html")
+def leaderboard(
+    folders: Annotated[list[Path], typer.Argument(help="Results folders, of anybody's models.")], out: Page
+) -> None:
+    """Rank the models of several results on one page, those on the same people, labels and folds together."""
+    from openbrainmass.report.leaderboard import write_leaderboard
+
+    write_leaderboard(folders, out)
     print(f"Wrote {out}")
 
 
@@ -369,12 +445,23 @@ def _task(cohort: Cohort, task: str | None, target: str | None) -> Task:
     return Task.load(task) if task else Task.from_cohort(cohort, target)
 
 
+def _checkpoint(path: Path) -> object:
+    from openbrainmass.model.checkpoint import Checkpoint
+
+    return Checkpoint.load(path)
+
+
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
 def _print_table(table: pd.DataFrame) -> None:
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+def _print_findings(audit: pd.DataFrame) -> None:
+    for row in audit[audit["verdict"].isin(["floor", "refused"])].itertuples():
+        print(f"{row.verdict}: {row.check}: {row.finding}")
 
 
 def _print_counts(title: str, values: pd.Series) -> None:

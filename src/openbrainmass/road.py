@@ -23,9 +23,14 @@ from openbrainmass.cohort.source import ReadingSettings
 from openbrainmass.cohort.store import load_cohort
 from openbrainmass.durable import MISSING, make_folder, new_file, read_json, write_json
 from openbrainmass.errors import OpenBrainMassError
-from openbrainmass.evaluation.baselines import Connectome, ShuffledLabels, floors
+from openbrainmass.evaluation.abstention import coverage_curve
+from openbrainmass.evaluation.audit.audit import audit
+from openbrainmass.evaluation.audit.ledger import looks, record_look
+from openbrainmass.evaluation.baselines import Connectome, ShuffledLabels, floors, rivals
+from openbrainmass.evaluation.confounds import confound_card
 from openbrainmass.evaluation.evaluate import evaluate
 from openbrainmass.evaluation.harmonise import Harmonised
+from openbrainmass.evaluation.learning_curves import log_auc
 from openbrainmass.evaluation.probes import make_probe
 from openbrainmass.evaluation.results import Results
 from openbrainmass.evaluation.tasks import Task
@@ -35,6 +40,7 @@ from openbrainmass.model.embedder import Embedder, Precision, embedded_batches
 from openbrainmass.model.finetune import FineTuneClassifier
 from openbrainmass.model.in_fold import PretrainInFold
 from openbrainmass.model.pretrain import pretrain
+from openbrainmass.model.rivals import rival_networks
 from openbrainmass.model.settings import PretrainSettings, preset
 from openbrainmass.report.page import write_report
 from openbrainmass.report.quality_page import write_quality_page
@@ -49,13 +55,22 @@ class EvaluationSettings(Settings):
     Attributes
     ----------
     protocols : tuple of str
-        Some of ``k-fold site-held-out paper-split few-shot``; a test cohort adds ``external``.
+        Some of ``k-fold random-splits site-held-out cohort-held-out paper-split few-shot``; a test cohort adds
+        ``external``.
     n_folds, n_repeats : int
         Of the repeated k-fold; ``n_repeats`` also of the 70/15/15 split.
+    n_splits : int
+        Of ``random-splits``.
     few_shot : tuple of int
         Labelled people of each class.
     n_draws : int
         Draws of those people.
+    transductive : bool
+        For a test cohort, add rows for which what needs no label is fitted to its recordings (declared in the name).
+    rivals : bool
+        Also enter every other simple model (each covariate alone, ridge, tuned, partial, the sum of edges and tangent).
+    networks : bool
+        Also train BrainNetCNN, Brain Network Transformer and meanMLP in every fold: slow, and few-shot is left out.
     harmonise : bool
         Also enter edges brought to a common mean and variance across sites by ComBat, learnt inside the folds (the
         extra ``harmonise``).
@@ -66,8 +81,12 @@ class EvaluationSettings(Settings):
     protocols: tuple[str, ...] = ("k-fold", "site-held-out", "few-shot")
     n_folds: int = Field(default=5, ge=2)
     n_repeats: int = Field(default=10, ge=1)
+    n_splits: int = Field(default=100, ge=1)
     few_shot: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    n_draws: int = Field(default=5, ge=1)
+    n_draws: int = Field(default=20, ge=1)
+    transductive: bool = False
+    rivals: bool = False
+    networks: bool = False
     harmonise: bool = False
     pretrain_in_fold: bool = True
 
@@ -81,6 +100,8 @@ class RunSettings(Settings):
         Folder of BOLD series, or a store; without it a cohort is simulated.
     test : str or None
         Folder or store of other people, for the external protocol; simulated when ``data`` is.
+    test_task : str or None
+        A task's name or file for those people, where they are told apart by something else.
     atlas, dataset, layout, participants : str or None
         As for ``openbrainmass cohort``.
     task, target : str or None
@@ -91,8 +112,8 @@ class RunSettings(Settings):
         What differs from the preset.
     checkpoint : str or None
         Run folder whose encoder is used; nothing is pretrained then.
-    probe : str
-        Classifier put on the embedding, besides L2 logistic regression.
+    probe : str or None
+        Classifier put on the embedding, besides L2 logistic regression; svm if not given, for regression ridge.
     permutations : int
         Relabellings that make the null of the brain map.
     seed, jobs : int
@@ -103,6 +124,7 @@ class RunSettings(Settings):
 
     data: str | None = None
     test: str | None = None
+    test_task: str | None = None
     atlas: str | None = None
     dataset: str | None = None
     layout: str | None = None
@@ -113,7 +135,7 @@ class RunSettings(Settings):
     recipe: Literal["default", "paper"] = "default"
     pretraining: dict[str, Any] = {}
     checkpoint: str | None = None
-    probe: Literal["svm", "logistic", "ridge", "prototype"] = "svm"
+    probe: Literal["svm", "logistic", "ridge", "kernel ridge", "prototype"] | None = None
     permutations: int = Field(default=100, ge=2)
     seed: int = Field(default=0, ge=0)
     jobs: int = Field(default=2, ge=1)
@@ -160,14 +182,17 @@ def run(settings: RunSettings, out: str | Path, say: Say = print) -> Path:
         write_embeddings(cohort, run_folder, embeddings)
     say("4/6  evaluation: every model on the same folds")
     if not (out / "evaluation").exists():
-        _evaluated(settings, cohort, task, run_folder, out).save(out / "evaluation")
-    say("5/6  which regions speak")
-    if not (out / "explanation").exists():
+        _evaluated(settings, cohort, store, task, run_folder, out).save(out / "evaluation")
+    # What speaks for a number, not for a class, has no map yet.
+    classes = task.kind == "classification"
+    say(f"5/6  which regions speak{'' if classes else ': left out, the target is a number'}")
+    if classes and not (out / "explanation").exists():
         folds = settings.evaluation.n_folds
         explained = explain_checkpoint(run_folder, cohort, task, folds, settings.permutations, settings.seed)
         explained.save(out / "explanation")
     say("6/6  report")
-    write_report([store, run_folder, embeddings, out / "evaluation", out / "explanation"], out / "report.html")
+    folders = [store, run_folder, embeddings, out / "evaluation", *([out / "explanation"] if classes else [])]
+    write_report(folders, out / "report.html")
     return out / "report.html"
 
 
@@ -192,13 +217,16 @@ def compare_models(
     *,
     checkpoints: Mapping[str, str | Path],
     test: Cohort | None = None,
-    probe: str = "svm",
+    test_task: Task | None = None,
+    folds: str | Path | None = None,
+    probe: str | None = None,
     fine_tune: bool = False,
     in_fold: Mapping[str, PretrainInFold] | None = None,
+    stores: tuple[Path | None, Path | None] = (None, None),
     seed: int = 0,
     jobs: int = 1,
 ) -> Results:
-    """Evaluate checkpoints beside every baseline, on the same folds.
+    """Evaluate checkpoints beside every baseline, on the same folds, with the audit and the confounds of the result.
 
     Parameters
     ----------
@@ -206,43 +234,70 @@ def compare_models(
         Run folders by the name that the tables give them.
     test : Cohort, optional
         Other people; adds the protocol ``external``, where no label of theirs is used.
+    test_task : Task, optional
+        What is told apart among them, where that is something else.
+    folds : path, optional
+        A ``folds.tsv`` that was handed over, instead of folds of our own.
+    probe : str, optional
+        Put on every embedding and on the plain edges; svm if not given, for regression ridge.
     fine_tune : bool
         Also move the weights of each checkpoint (slow).
     in_fold : mapping of str to PretrainInFold, optional
         Pretrained anew without the people of each held-out site.
+    stores : tuple of path
+        The stores of the two cohorts; this look at their people is entered into the ledgers beside them.
 
     Returns
     -------
     Results
+        With the tables ``folds confounds coverage log_auc audit``.
     """
+    probe = probe or ("ridge" if task.kind == "regression" else "svm")
     models: dict[str, Any] = {}
     for name, path in checkpoints.items():
         checkpoint = Checkpoint.load(path)
-        models |= _frozen(name, checkpoint, probe)
+        models |= _frozen(name, checkpoint, probe, task)
         if fine_tune:
             models[f"{name}, fine-tuned"] = FineTuneClassifier(checkpoint, seed=seed)
     site_models = {
-        f"{name} + {kind}": make_pipeline(step, make_probe(kind))
+        f"{name} + {kind}": make_pipeline(step, make_probe(kind, task.kind))
         for name, step in (in_fold or {}).items()
-        for kind in _probes(probe)
+        for kind in _probes(probe, task)
     }
-    if settings.harmonise:
-        models["edges, ComBat + logistic"] = make_pipeline(Harmonised(Connectome("fisher-z")), make_probe("logistic"))
-    return evaluate(
-        models | floors(probe, task),
+    models |= _baselines(cohort, task, settings, probe, seed)
+    results = evaluate(
+        models,
         cohort,
         task,
-        protocols=settings.protocols,
+        protocols=_protocols(settings, task),
         test_cohort=test,
+        test_task=test_task,
+        transductive=settings.transductive,
         n_folds=settings.n_folds,
         n_repeats=settings.n_repeats,
+        n_splits=settings.n_splits,
         few_shot=settings.few_shot,
         n_draws=settings.n_draws,
+        folds=folds,
         site_models=site_models,
         seed=seed,
         n_jobs=jobs,
         progress=True,
     )
+    results.settings["looks"] = _record(results, [(stores[0], task), (stores[1], test_task or task)])
+    results.tables["log_auc"] = log_auc(results, f"edges + {_probes(probe, task)[-1]}")
+    results.tables["confounds"] = confound_card(results, cohort, task, models, test_cohort=test, seed=seed)
+    results.tables["coverage"] = coverage_curve(results, seed=seed)
+    results.tables["audit"] = audit(
+        cohort,
+        task,
+        folds=results.tables["folds"],
+        models=models,
+        test_cohort=test,
+        test_task=test_task,
+        store=stores[0] if test is None else stores[1],
+    )
+    return results
 
 
 def explain_checkpoint(
@@ -307,14 +362,15 @@ def _cohort(settings: RunSettings, out: Path) -> tuple[Cohort, Path]:
     return _opened(settings.data, out / "cohort", settings)
 
 
-def _test_cohort(settings: RunSettings, out: Path) -> Cohort | None:
-    """Other people: those that the settings name, or new simulated ones at new scanners."""
+def _test_cohort(settings: RunSettings, out: Path) -> tuple[Cohort | None, Path | None]:
+    """Other people, and their store: those that the settings name, or new simulated ones at new scanners."""
+    store = out / "test-cohort"
     if settings.test is not None:
-        return _opened(settings.test, out / "test-cohort", settings)[0]
+        return _opened(settings.test, store, settings)
     if settings.data is not None:
-        return None
+        return None, None
     design = {"n_people": 80, "n_sites": 2, "seed": settings.seed + 1, "first_site": 100, "name": "simulated-test"}
-    return _simulated(out / "test-cohort", settings.quality, **design)
+    return _simulated(store, settings.quality, **design), store
 
 
 def _simulated(store: Path, quality: QualitySettings, **design: Any) -> Cohort:
@@ -356,17 +412,20 @@ def _pretrained(settings: RunSettings, cohort: Cohort, out: Path) -> Path:
     return out / "pretraining"
 
 
-def _evaluated(settings: RunSettings, cohort: Cohort, task: Task, run_folder: Path, out: Path) -> Results:
+def _evaluated(settings: RunSettings, cohort: Cohort, store: Path, task: Task, run_folder: Path, out: Path) -> Results:
     in_fold = None
     if settings.evaluation.pretrain_in_fold and settings.checkpoint is None:
         step = PretrainInFold(_pretrain_settings(settings), folder=str(out / "pretraining-in-fold"))
         in_fold = {"pretrained without the test site": step}
+    test, test_store = _test_cohort(settings, out)
     return compare_models(
         cohort,
         task,
         settings.evaluation,
         checkpoints={"pretrained": run_folder},
-        test=_test_cohort(settings, out),
+        test=test,
+        test_task=Task.load(settings.test_task) if settings.test_task else None,
+        stores=(store, test_store),
         probe=settings.probe,
         in_fold=in_fold,
         seed=settings.seed,
@@ -374,16 +433,58 @@ def _evaluated(settings: RunSettings, cohort: Cohort, task: Task, run_folder: Pa
     )
 
 
-def _probes(probe: str) -> list[str]:
-    return list(dict.fromkeys((probe, "logistic")))
+def _probes(probe: str, task: Task) -> list[str]:
+    return list(dict.fromkeys((probe, "ridge" if task.kind == "regression" else "logistic")))
 
 
-def _frozen(name: str, checkpoint: Checkpoint, probe: str) -> dict[str, Any]:
+def _frozen(name: str, checkpoint: Checkpoint, probe: str, task: Task) -> dict[str, Any]:
     """A checkpoint's embedding with two probes, with shuffled labels, and its encoder untrained."""
     models: dict[str, Any] = {
-        f"{name} + {kind}": make_pipeline(Embedder(checkpoint), make_probe(kind)) for kind in _probes(probe)
+        f"{name} + {kind}": make_pipeline(Embedder(checkpoint), make_probe(kind, task.kind))
+        for kind in _probes(probe, task)
     }
     untrained = Checkpoint.untrained(checkpoint.atlas, checkpoint.settings)
-    models[f"{name}: untrained + {probe}"] = make_pipeline(Embedder(untrained), make_probe(probe))
-    models[f"{name}: shuffled labels"] = ShuffledLabels(models[f"{name} + {probe}"])
+    models[f"{name}: untrained + {probe}"] = make_pipeline(Embedder(untrained), make_probe(probe, task.kind))
+    if task.kind == "classification":
+        models[f"{name}: shuffled labels"] = ShuffledLabels(models[f"{name} + {probe}"])
     return models
+
+
+def _baselines(cohort: Cohort, task: Task, settings: EvaluationSettings, probe: str, seed: int) -> dict[str, Any]:
+    """The floors, and what else the settings ask for."""
+    models = floors(probe, task)
+    if settings.harmonise:
+        linear = _probes("ridge", task)[-1]
+        step = Harmonised(Connectome("fisher-z"))
+        models[f"edges, ComBat + {linear}"] = make_pipeline(step, make_probe(linear, task.kind))
+    if settings.rivals:
+        models |= rivals(task, cohort)
+    if _with_networks(settings, task):
+        models |= rival_networks(seed)
+    return models
+
+
+def _with_networks(settings: EvaluationSettings, task: Task) -> bool:
+    """Whether networks are trained: they tell classes apart only."""
+    return settings.networks and task.kind == "classification"
+
+
+def _protocols(settings: EvaluationSettings, task: Task) -> tuple[str, ...]:
+    """The protocols that were asked for; few-shot would train each network hundreds of times."""
+    left_out = "few-shot" if _with_networks(settings, task) else ""
+    return tuple(name for name in settings.protocols if name != left_out)
+
+
+def _record(results: Results, looked_at: Sequence[tuple[Path | None, Task]]) -> int:
+    """Enter this evaluation into the ledgers of the people whom it tests; how often they were looked at by now."""
+    settings, times = results.settings, 0
+    same = {key: settings[key] for key in ("n_folds", "n_repeats", "n_splits", "few_shot", "n_draws", "seed", "cohort")}
+    same["folds"] = int(pd.util.hash_pandas_object(results.tables["folds"], index=False).sum())
+    models = settings["models"] | settings["site_models"]
+    for external, (store, task) in zip((False, True), looked_at, strict=True):
+        protocols = [name for name in settings["protocols"] if name.startswith("external") == external]
+        if store is not None and protocols:
+            tested = settings["test_cohort" if external else "cohort"]
+            record_look(store, task.name, protocols, models, tested["n_people"], same)
+            times = max(times, len(looks(store, task.name)))
+    return times

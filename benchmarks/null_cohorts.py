@@ -12,7 +12,11 @@ again (200 cohorts on two idle cores in under 30 minutes) with
 from __future__ import annotations
 
 import argparse
+import os
 from itertools import combinations
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 import pandas as pd
 from joblib import Parallel, delayed

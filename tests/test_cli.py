@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ from openbrainmass.model.checkpoint import Checkpoint
 from openbrainmass.model.settings import preset
 
 VERBS = (
-    "demo", "run", "cohort", "export", "bridge", "fetch", "pretrain", "embed", "evaluate", "explain", "report", "convert",
-    "datasets", "tasks",
+    "demo", "run", "cohort", "export", "bridge", "fetch", "pretrain", "embed", "evaluate", "audit", "explain", "report",
+    "leaderboard", "convert", "datasets", "tasks",
 )  # fmt: skip
 
 
@@ -183,6 +184,75 @@ def test_evaluate_can_move_the_weights(command, store, checkpoint, tmp_path):
         "evaluate", store, "--checkpoint", checkpoint, "--fine-tune", "--out", tmp_path / "results", *quick
     )
     assert code == 0 and "bare, fine-tuned" in out
+
+
+QUICK = ("--set", "n_folds=2", "--set", "n_repeats=1", "--set", "n_draws=1", "--set", "few_shot=[2]")
+
+
+def test_folds_are_handed_over_audited_and_ranked(command, store, tmp_path):
+    # A store of its own: its ledger counts the looks of no other test.
+    store = shutil.copytree(store, tmp_path / "own")
+    first, second = tmp_path / "first", tmp_path / "second"
+    code, _, err = command("evaluate", store, "--out", first, *QUICK)
+    assert code == 0, err
+    for name in ("folds", "confounds", "coverage", "log_auc", "audit"):
+        assert (first / f"{name}.tsv").is_file(), name
+    code, _, err = command("evaluate", store, "--rivals", "--folds", first / "folds.tsv", "--out", second, *QUICK)
+    assert code == 0, err
+    one, two = (read_tsv(path / "predictions.tsv").query("model == 'edges + logistic'") for path in (first, second))
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), two.reset_index(drop=True))
+    assert len(read_tsv(store.with_name(f"{store.name}.looks.tsv"))) == 2
+    code, _, _ = command("audit", store, "--folds", first / "folds.tsv", "--out", tmp_path / "audit.tsv")
+    assert code == 0 and set(read_tsv(tmp_path / "audit.tsv")["verdict"]) <= {"passed", "floor", "not checked"}
+    code, _, err = command("leaderboard", first, second, "--out", tmp_path / "board.html")
+    assert code == 0, err
+    assert "edges + tangent, sum" in (tmp_path / "board.html").read_text()
+    folds = read_tsv(first / "folds.tsv").query("protocol == 'k-fold'")
+    folds.assign(side="test").to_csv(tmp_path / "all.tsv", sep="\t", index=False)
+    both = pd.concat([folds, folds.assign(side=folds["side"].map({"train": "test", "test": "train"}))])
+    both.to_csv(tmp_path / "both.tsv", sep="\t", index=False)
+    refused(command("audit", store, "--folds", tmp_path / "both.tsv"), "test-is-train")
+    refused(
+        command("evaluate", store, "--folds", tmp_path / "both.tsv", "--out", tmp_path / "no"),
+        "training and its test side",
+    )
+
+
+def test_the_networks_are_rivals_on_the_same_folds(command, store, tmp_path):
+    code, out, err = command(
+        "evaluate", store, "--networks", "--out", tmp_path / "r", *QUICK, "--set", 'protocols=["k-fold", "few-shot"]'
+    )
+    assert code == 0, err
+    assert "BrainNetCNN" in out and "meanMLP" in out and "few-shot" not in out and "no table" not in err
+    assert "BrainNetCNN" in set(read_tsv(tmp_path / "r" / "confounds.tsv")["model"])
+
+
+def test_a_number_and_another_cohort_are_evaluated(command, store, tmp_path):
+    code, out, err = command("evaluate", store, "--target", "age", "--out", tmp_path / "age", *QUICK)
+    assert code == 0 and "r2" in out, err
+    save_cohort(
+        simulate_cohort(n_people=16, n_rois=14, n_volumes=60, n_sites=2, seed=9, name="other"), tmp_path / "other"
+    )
+    code, out, err = command(
+        "evaluate",
+        store,
+        "--test",
+        tmp_path / "other",
+        "--out",
+        tmp_path / "external",
+        *QUICK,
+        "--set",
+        "transductive=true",
+    )
+    assert code == 0 and "external-few-shot-2" in out and "edges + logistic (transductive)" in out, err
+
+
+def test_two_tasks_at_once_and_impossible_few_shots_are_refused(command, store, tmp_path):
+    out = ("--out", tmp_path / "no")
+    refused(command("evaluate", store, "--task", "sex", "--target", "dx", *out), "sex", "dx")
+    refused(command("evaluate", store, "--set", "few_shot=[0]", *out), "few_shot")
+    refused(command("evaluate", store, "--test-task", "sex", *out), "test")
+    refused(command("evaluate", store, "--target", "age", "--fine-tune", *out), "age", "number")
 
 
 def test_evaluate_can_harmonise_sites_inside_the_folds(command, store, tmp_path):

@@ -151,6 +151,8 @@ def test_tables_keep_ids_as_text_and_numbers_as_numbers(tmp_path: Path) -> None:
         {
             "participant_id": ["0050003", "0050004"],
             "session": ["01", None],
+            "model": ["01", "1"],
+            "protocol": ["1", "2"],
             "dx": ["1", "control"],
             "age": [10.1, np.nan],
             "scans": [1, 2],
@@ -158,10 +160,11 @@ def test_tables_keep_ids_as_text_and_numbers_as_numbers(tmp_path: Path) -> None:
         }
     )
     durable.write_tsv(tmp_path / "t.tsv", table)
-    assert (tmp_path / "t.tsv").read_text().splitlines()[2] == "0050004\tn/a\tcontrol\tn/a\t2\tn/a"
+    assert (tmp_path / "t.tsv").read_text().splitlines()[2] == "0050004\tn/a\t1\t2\tcontrol\tn/a\t2\tn/a"
     read = durable.read_tsv(tmp_path / "t.tsv")
     assert list(read["participant_id"]) == ["0050003", "0050004"]
     assert list(read["session"].dropna()) == ["01"]
+    assert list(read["model"]) == ["01", "1"] and list(read["protocol"]) == ["1", "2"]
     assert list(read["dx"]) == ["1", "control"]
     assert pd.api.types.is_float_dtype(read["age"])
     assert np.isnan(read["age"][1])

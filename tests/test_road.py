@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.cohort.simulate import simulate_cohort
-from openbrainmass.cohort.store import load_cohort
+from openbrainmass.cohort.store import load_cohort, save_cohort
 from openbrainmass.durable import read_tsv, write_tsv
 from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.evaluation.audit.ledger import looks
 from openbrainmass.evaluation.results import Results
+from openbrainmass.evaluation.tasks import Task
 from openbrainmass.model.checkpoint import Checkpoint
-from openbrainmass.road import RunSettings, load_pretrain_settings, run
+from openbrainmass.model.settings import preset
+from openbrainmass.road import EvaluationSettings, RunSettings, compare_models, load_pretrain_settings, run
 
 SMALL = {
     "pretraining": {"epochs": 1, "encoder": {"width": 16, "ffn": 16, "depth": 1}},
@@ -89,8 +93,6 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
 
 def test_a_test_store_adds_the_external_protocol_and_a_checkpoint_spares_pretraining(finished, tmp_path):
     other = simulate_cohort(n_people=12, n_sites=1, n_rois=14, n_volumes=70, seed=9, first_site=50, name="other")
-    from openbrainmass.cohort.store import save_cohort
-
     save_cohort(other, tmp_path / "other")
     settings = RunSettings(
         data=str(finished / "cohort"),
@@ -108,6 +110,48 @@ def test_a_test_store_adds_the_external_protocol_and_a_checkpoint_spares_pretrai
     assert external["participant_id"].nunique() == 12 and not external["saw_test_people"].any()
     assert not (tmp_path / "out" / "pretraining").exists()
     assert json.loads((tmp_path / "out" / "evaluation" / "settings.json").read_text())["test_cohort"]["name"] == "other"
+
+
+@pytest.fixture(scope="module")
+def small_cohort(tmp_path_factory) -> tuple[Cohort, Task, Path]:
+    """A few people, what is told apart in them, and where their store would be."""
+    cohort = simulate_cohort(n_people=24, n_sites=2, n_rois=14, n_volumes=70, seed=8)
+    return cohort, Task.from_cohort(cohort, "dx"), tmp_path_factory.mktemp("stores") / "small"
+
+
+def test_other_weights_under_the_same_name_are_another_look(small_cohort, tmp_path):
+    cohort, task, store = small_cohort
+    once = EvaluationSettings(protocols=("k-fold",), n_folds=2, n_repeats=1)
+    seen = []
+    for seed in (1, 2, 2):
+        folder = Checkpoint.untrained(cohort.atlas, preset("tiny"), seed).save(tmp_path / f"{seed}-{len(seen)}")
+        results = compare_models(cohort, task, once, checkpoints={"mine": folder}, stores=(store, None))
+        seen.append((results.settings["looks"], len(looks(store))))
+    assert seen == [(1, 1), (2, 2), (2, 2)]
+
+
+def test_one_held_out_site_that_was_handed_over_has_a_card(small_cohort, tmp_path):
+    cohort, task, _ = small_cohort
+    table = cohort.participants
+    sides = np.where(table["site"] == table["site"].iloc[0], "test", "train")
+    folds = table[["participant_id"]].assign(protocol="site-held-out", repeat=0, fold=0, side=sides)
+    write_tsv(tmp_path / "one.tsv", folds)
+    results = compare_models(cohort, task, EvaluationSettings(), checkpoints={}, folds=tmp_path / "one.tsv")
+    card = results.tables["confounds"]
+    assert {"site", "covariates"} <= set(card["check"]) and set(card["protocol"]) == {"site-held-out", ""}
+
+
+def test_a_card_that_fails_costs_no_results(small_cohort, monkeypatch):
+    def broken(*args, **options):
+        raise ValueError("no such matrix")
+
+    monkeypatch.setattr("openbrainmass.road.confound_card", broken)
+    cohort, task, _ = small_cohort
+    once = EvaluationSettings(protocols=("k-fold",), n_folds=2, n_repeats=1)
+    with pytest.warns(UserWarning, match="no table confounds.*no such matrix"):
+        results = compare_models(cohort, task, once, checkpoints={})
+    assert any("no such matrix" in note for note in results.settings["notes"])
+    assert "confounds" not in results.tables and len(results.tables["audit"]) and len(results.tables["coverage"])
 
 
 def test_pretrain_settings_come_from_preset_file_and_overrides(tmp_path):

@@ -109,5 +109,5 @@ def test_the_settings_of_an_earlier_run_can_be_read_again(tmp_path):
 def test_a_number_where_a_list_is_wanted_is_told_in_the_words_of_toml():
     from openbrainmass.cohort.curate import CurationSettings
 
-    with pytest.raises(OpenBrainMassError, match=r"reading\.band_pass: Input should be a list, such as \[a, b\]"):
+    with pytest.raises(OpenBrainMassError, match=r"reading\.band_pass: Input should be a list, such as \[.a., .b.\]"):
         CurationSettings.load(overrides=["reading.band_pass=0.01"])

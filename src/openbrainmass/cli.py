@@ -300,7 +300,7 @@ def evaluate_(
         cohort,
         _task(cohort, task, target),
         EvaluationSettings.load(overrides=[*(overrides or []), *asked]),
-        checkpoints={path.name: path for path in checkpoint or []},
+        checkpoints=_by_name(checkpoint or []),
         test=load_cohort(test) if test else None,
         test_task=Task.load(test_task) if test_task else None,
         folds=folds,
@@ -312,7 +312,10 @@ def evaluate_(
     results.save(out)
     metrics = results.metrics()
     _print_table(metrics[metrics["metric"] == HEADLINE[results.kind]])
-    _print_findings(results.tables["audit"])
+    if "audit" in results.tables:
+        _print_findings(results.tables["audit"])
+    for note in results.settings["notes"]:
+        print(f"note: {note}")
     print(f"Wrote {out}")
 
 
@@ -352,7 +355,8 @@ def audit_(
         pretrained_on=load_cohort(pretrained_on) if pretrained_on else None,
         test_cohort=load_cohort(test) if test else None,
         test_task=Task.load(test_task) if test_task else None,
-        store=test or store,
+        store=store,
+        test_store=test,
     )
     for row in table.itertuples():
         print(f"{row.verdict:<12} {row.check:<24} {row.finding}")
@@ -442,7 +446,17 @@ def tasks(name: Annotated[str | None, typer.Argument(help="One task, for its car
 def _task(cohort: Cohort, task: str | None, target: str | None) -> Task:
     from openbrainmass.evaluation.tasks import Task
 
-    return Task.load(task) if task else Task.from_cohort(cohort, target)
+    if task is not None and target is not None:
+        raise OpenBrainMassError(
+            f"Both --task {task} and --target {target} were given; a task has its own target. Give one."
+        )
+    return Task.load(task) if task is not None else Task.from_cohort(cohort, target)
+
+
+def _by_name(checkpoints: list[Path]) -> dict[str, Path]:
+    """Run folders by the names that tables give them; by their whole paths where two have the same name."""
+    names = [path.name for path in checkpoints]
+    return {path.name if names.count(path.name) == 1 else str(path): path for path in checkpoints}
 
 
 def _checkpoint(path: Path) -> object:

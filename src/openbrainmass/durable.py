@@ -25,9 +25,12 @@ import pandas as pd
 from openbrainmass.errors import OpenBrainMassError
 
 TEXT_COLUMNS = frozenset(
-    {"participant_id", "recording_id", "session", "run", "site", "file", "reason", "detail", "digest", "dead_rois"}
-)
-"""Columns that stay text even where every value looks like a number (an id such as 0050003)."""
+    {
+        "participant_id", "recording_id", "session", "run", "site", "file", "reason", "detail", "digest", "dead_rois",
+        "protocol", "model",
+    }
+)  # fmt: skip
+"""Columns that stay text even where every value looks like a number (an id such as 0050003, a model named 0.1)."""
 
 MISSING = "n/a"
 """How a missing value is written in every table (the BIDS spelling)."""

@@ -6,6 +6,7 @@ is not done again, so a run that was cut off goes on where it stopped.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -250,12 +251,16 @@ def compare_models(
     Returns
     -------
     Results
-        With the tables ``folds confounds coverage log_auc audit``.
+        With the tables ``folds confounds coverage log_auc audit``; a note instead of ``confounds`` where that fails.
     """
     probe = probe or ("ridge" if task.kind == "regression" else "svm")
     models: dict[str, Any] = {}
-    for name, path in checkpoints.items():
-        checkpoint = Checkpoint.load(path)
+    if fine_tune and task.kind == "regression":
+        raise OpenBrainMassError(
+            f"Fine-tuning tells classes apart, and {task.target} is a number. Leave --fine-tune out."
+        )
+    met = {name: Checkpoint.load(path) for name, path in checkpoints.items()}
+    for name, checkpoint in met.items():
         models |= _frozen(name, checkpoint, probe, task)
         if fine_tune:
             models[f"{name}, fine-tuned"] = FineTuneClassifier(checkpoint, seed=seed)
@@ -285,19 +290,39 @@ def compare_models(
         progress=True,
     )
     results.settings["looks"] = _record(results, [(stores[0], task), (stores[1], test_task or task)])
-    results.tables["log_auc"] = log_auc(results, f"edges + {_probes(probe, task)[-1]}")
-    results.tables["confounds"] = confound_card(results, cohort, task, models, test_cohort=test, seed=seed)
-    results.tables["coverage"] = coverage_curve(results, seed=seed)
-    results.tables["audit"] = audit(
-        cohort,
-        task,
-        folds=results.tables["folds"],
-        models=models,
-        test_cohort=test,
-        test_task=test_task,
-        store=stores[0] if test is None else stores[1],
+    _add(results, "log_auc", lambda: log_auc(results, f"edges + {_probes(probe, task)[-1]}"))
+    _add(results, "coverage", lambda: coverage_curve(results, seed=seed))
+    _add(
+        results,
+        "confounds",
+        lambda: confound_card(results, cohort, task, models, test_cohort=test, test_task=test_task, seed=seed),
+    )
+    _add(
+        results,
+        "audit",
+        lambda: audit(
+            cohort,
+            task,
+            folds=results.tables["folds"],
+            models=models,
+            seen=list(met.values()),
+            test_cohort=test,
+            test_task=test_task,
+            store=stores[0],
+            test_store=stores[1],
+        ),
     )
     return results
+
+
+def _add(results: Results, table: str, make: Callable[[], pd.DataFrame]) -> None:
+    """Add a table, or a note of why there is none: it must not cost hours of evaluation."""
+    try:
+        results.tables[table] = make()
+    except (OpenBrainMassError, ValueError) as error:
+        note = f"There is no table {table}, since it could not be computed: {error}"
+        results.settings["notes"].append(note)
+        warnings.warn(note, stacklevel=3)
 
 
 def explain_checkpoint(
@@ -397,6 +422,10 @@ def _opened(path: str, store: Path, settings: RunSettings) -> tuple[Cohort, Path
 
 
 def _task(settings: RunSettings, cohort: Cohort) -> Task:
+    if settings.task and settings.target:
+        raise OpenBrainMassError(
+            f"Both task ({settings.task}) and target ({settings.target}) are set; a task has its own target. Set one."
+        )
     return Task.load(settings.task) if settings.task else Task.from_cohort(cohort, settings.target)
 
 
@@ -479,7 +508,10 @@ def _record(results: Results, looked_at: Sequence[tuple[Path | None, Task]]) -> 
     """Enter this evaluation into the ledgers of the people whom it tests; how often they were looked at by now."""
     settings, times = results.settings, 0
     same = {key: settings[key] for key in ("n_folds", "n_repeats", "n_splits", "few_shot", "n_draws", "seed", "cohort")}
-    same["folds"] = int(pd.util.hash_pandas_object(results.tables["folds"], index=False).sum())
+    # The text of a model names its checkpoint but not the weights, which only its predictions tell apart.
+    told = results.predictions.drop(columns="y_prob").round({"y_score": 6, "y_pred": 6})
+    for name, table in (("folds", results.tables["folds"]), ("predictions", told)):
+        same[name] = int(pd.util.hash_pandas_object(table, index=False).sum())
     models = settings["models"] | settings["site_models"]
     for external, (store, task) in zip((False, True), looked_at, strict=True):
         protocols = [name for name in settings["protocols"] if name.startswith("external") == external]

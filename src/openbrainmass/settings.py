@@ -87,7 +87,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _problem(cls: type[Settings], item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        told = item["msg"].replace("a valid tuple", "a list, such as [a, b]").replace("a valid dictionary", "a table")
+        told = (
+            item["msg"].replace("a valid tuple", 'a list, such as ["a", "b"]').replace("a valid dictionary", "a table")
+        )
         return f"{where}: {told} (found {item['input']!r})"
     known: Any = cls
     for part in item["loc"][:-1]:

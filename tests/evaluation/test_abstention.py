@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openbrainmass.evaluation.abstention import COVERAGE_COLUMNS, confidence_of, coverage_curve
+from openbrainmass.evaluation.abstention import COVERAGE_COLUMNS, confidence_of, coverage_curve, people_interval
+from openbrainmass.evaluation.metrics import Weights
 from openbrainmass.evaluation.results import Results
+from openbrainmass.evaluation.statistics import Overlap, metric_interval
 
 
 def predictions(
@@ -51,7 +53,30 @@ def test_at_full_coverage_it_is_the_accuracy() -> None:
     row = curve(table, coverages=(1.0,)).iloc[0]
     assert row["accuracy"] == pytest.approx((table["y_true"] == table["y_pred"]).mean())
     assert (row["coverage"], row["n"], row["threshold"]) == (1.0, 200, 0.0)
-    assert row["low"] < row["accuracy"] < row["high"]
+    assert (row["accuracy"], row["low"], row["high"]) == metric_interval(table, "accuracy", n_resamples=20)
+
+
+def test_a_difference_is_widened_by_the_overlap_of_folds_alone() -> None:
+    table = predictions()
+    people = table["participant_id"].nunique()
+
+    def first_half_more(weights: Weights) -> np.ndarray:
+        values = weights.people * (np.arange(people) < people / 2)
+        return values.sum(axis=1) / weights.people.sum(axis=1) - 0.5
+
+    value, low, high = people_interval(first_half_more, table, 200, 0)
+    _, bare_low, bare_high = people_interval(first_half_more, table[table["repeat"] == 0].assign(fold=0), 200, 0)
+    assert (high - low) / (bare_high - bare_low) == pytest.approx(np.sqrt(1 + Overlap.of(table).growth))
+    assert low < value < high and low < 0  # a difference has no range
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_answers_without_an_error_still_have_a_bound(right: bool) -> None:
+    table = predictions(n_repeats=1)
+    truth = table["y_true"] if right else 1 - table["y_true"]
+    row = curve(table.assign(y_pred=truth), coverages=(0.3,)).iloc[0]
+    bound = 0.025 ** (1 / row["n"])
+    assert (row["low"], row["high"]) == pytest.approx((bound, 1.0) if right else (0.0, 1 - bound))
 
 
 def test_a_calibrated_model_is_right_more_often_where_it_is_sure() -> None:

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils import get_tags
 
 from openbrainmass.cohort.cohort import Cohort
@@ -27,11 +27,13 @@ from openbrainmass.evaluation.baselines import (
     ScoreSum,
     ShuffledLabels,
     TangentSpace,
+    edges_and_tangent,
     floors,
     is_fc_stack,
     rivals,
     shuffled,
 )
+from openbrainmass.evaluation.evaluate import evaluate
 from openbrainmass.evaluation.fitting import asks_for_groups, fit_model
 from openbrainmass.evaluation.leakage import without_column
 from openbrainmass.evaluation.probes import decision_values
@@ -144,6 +146,30 @@ def test_covariates_that_must_exist_or_do_not(make_cohort: MakeCohort) -> None:
         Covariates().fit(np.zeros((3, 3)))
 
 
+def test_a_covariate_that_only_training_has_is_missing_elsewhere(make_cohort: MakeCohort) -> None:
+    covariates = Covariates(("age", "site")).fit(make_cohort(n_people=8))
+    elsewhere = make_cohort(n_people=4)
+    elsewhere = Cohort(
+        elsewhere.name,
+        elsewhere.recordings,
+        elsewhere.participants.drop(columns=["age", "site"]),
+        elsewhere.atlas,
+        elsewhere.bold,
+        elsewhere.exclusions,
+    )
+    assert covariates.transform(elsewhere).tolist() == [[covariates.medians_["age"], 0, 0]] * 4
+
+
+def test_a_numbered_site_is_not_a_number(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort(n_people=8, columns={"center": [0, 3, 1, 2] * 2})
+    assert Covariates(("center",)).fit_transform(cohort).shape == (8, 1)
+    assert Covariates(("center",), site="center").fit_transform(cohort).shape == (8, 4)
+    task = Task(name="t", target="dx", positive=("patient",), negative=("control",), site="center")
+    models = {**floors(None, task), **rivals(task.model_copy(update={"covariates": ("center",)}), cohort)}
+    found = {name: model[0].site for name, model in models.items() if name.startswith(("covariates", "center"))}
+    assert found == {"covariates + logistic": "center", "center + logistic": "center"}
+
+
 def test_an_all_missing_covariate_is_zero(make_cohort: MakeCohort) -> None:
     cohort = make_cohort(n_people=4, columns={"mean_fd": [np.nan] * 4})
     assert Covariates(("mean_fd",)).fit_transform(cohort).tolist() == [[0.0]] * 4
@@ -181,6 +207,19 @@ def test_shuffled_labels_are_one_a_person() -> None:
     fit_model(ShuffledLabels(Spy()), np.arange(60.0)[:, None], y, people)
     assert given[0].sum() == y.sum() and not np.array_equal(given[0], y)
     assert all(len(set(given[0][people == person])) == 1 for person in range(20))
+
+
+def test_siblings_of_both_classes_keep_both_after_shuffling() -> None:
+    families, given = np.arange(20) // 2, []
+
+    class Spy(LogisticRegression):
+        def fit(self, X, y):
+            given.append(y)
+            return super().fit(X, y)
+
+    y = np.arange(20) % 2
+    fit_model(ShuffledLabels(Spy()), np.arange(20.0)[:, None], y, families)
+    assert given[0].sum() == 10 and not np.array_equal(given[0], y)
 
 
 def test_shuffles_have_their_own_permutations() -> None:
@@ -225,6 +264,23 @@ def test_a_score_sum_by_hand() -> None:
         values = part.fit(X, y).decision_function(new)
         expected += (values - held_out.mean()) / held_out.std()
     np.testing.assert_allclose(ours, expected)
+
+
+def test_a_score_sum_does_not_depend_on_how_pipelines_are_nested() -> None:
+    (X, y, people), (new, _, _) = two_views(60), two_views(10, seed=1)
+    flat = make_pipeline(columns(0), StandardScaler(), LogisticRegression())
+    nested = make_pipeline(make_pipeline(columns(0), make_pipeline(StandardScaler(), LogisticRegression())))
+    sums = [fit_model(ScoreSum([("a", part)]), X, y, people).decision_function(new) for part in (flat, nested)]
+    np.testing.assert_allclose(*sums)
+
+
+def test_a_score_sum_may_be_a_part_of_another(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort(n_people=24)
+    task = Task(name="t", target="dx", positive=("patient",), negative=("control",))
+    models = {"sum": ScoreSum([("inner", edges_and_tangent()), ("chance", Chance())])}
+    results = evaluate(models, cohort, task, protocols=["k-fold", "few-shot"], n_folds=2, n_repeats=1, n_draws=1,
+                       few_shot=[2])  # fmt: skip
+    assert np.isfinite(results.predictions["y_score"]).all()
 
 
 @settings(max_examples=5, deadline=None)

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
-from openbrainmass.evaluation.baselines import Connectome
+from openbrainmass.evaluation.baselines import Connectome, ShuffledLabels
 from openbrainmass.evaluation.confounds import (
     CHECKS,
     CONFOUND_COLUMNS,
@@ -29,11 +29,15 @@ from openbrainmass.evaluation.confounds import (
     person_scores,
     spearman,
 )
+from openbrainmass.evaluation.folds import folds_table
+from openbrainmass.evaluation.labelled import labelled
 from openbrainmass.evaluation.results import Results
 from openbrainmass.evaluation.splits import Fold, k_fold, people_of, site_held_out
 from openbrainmass.evaluation.tasks import Task
 
 MakeCohort = Callable[..., Cohort]
+
+FIELD = {"site0": 1.5, "site1": 3.0, "site2": 7.0}
 
 TASK = Task(name="toy", target="dx", positive=("patient",), negative=("control",), covariates=("age", "site"))
 
@@ -89,7 +93,16 @@ def results_of(cohort: Cohort, model: Any, folds: list[Fold], name: str = "model
                 y_prob=np.nan, saw_test_people=False, n_train=len(fold.train),
             )
         )  # fmt: skip
-    return Results(pd.concat(parts), {"task": {"kind": "regression" if continuous else "classification"}})
+    settings = {"task": {"kind": "regression" if continuous else "classification"}}
+    own = labelled(cohort, TASK)
+    return Results(pd.concat(parts), settings, {"folds": folds_table(folds, own, own)})
+
+
+def changed(cohort: Cohort, **columns: Any) -> Cohort:
+    """The same cohort with other columns of its participants; None takes one away."""
+    participants = cohort.participants.assign(**{name: new for name, new in columns.items() if new is not None})
+    participants = participants.drop(columns=[name for name, new in columns.items() if new is None])
+    return Cohort(cohort.name, cohort.recordings, participants, cohort.atlas, cohort.read, cohort.exclusions)
 
 
 def card_of(cohort: Cohort, protocol: str = "k-fold", **options: Any) -> pd.DataFrame:
@@ -107,12 +120,13 @@ def value(card: pd.DataFrame, check: str, starts: str) -> pd.Series:
 
 
 def test_the_card_has_every_check_and_people_count(make_cohort: MakeCohort) -> None:
-    card = card_of(made(make_cohort, dx=1.0))
+    card = card_of(made(make_cohort, dx=3.0))
     assert list(card.columns) == list(CONFOUND_COLUMNS)
     assert set(card["check"]) == set(CHECKS) - {"n_volumes"}  # all scans are of one length, so nothing can go with it
     assert value(card, "age", "difference")["n"] == 80 and value(card, "covariates", "change")["n"] == 120
     known = card.dropna(subset="low")
     assert (known["low"] <= known["value"]).all() and (known["value"] <= known["high"]).all()
+    assert known.loc[known["item"].str.startswith("auc"), "high"].max() == 1  # and not above
 
 
 @pytest.mark.parametrize(("effect", "low", "high"), [(0.0, 0.2, 0.47), (8.0, 0.95, 1.0)])
@@ -165,15 +179,54 @@ def test_strata_are_the_auc_of_their_people(make_cohort: MakeCohort) -> None:
     assert set(card["check"]) == {"mean_fd", "sex", "age"}  # without models there are no features
 
 
+def test_a_stratum_without_an_error_still_has_a_bound(make_cohort: MakeCohort) -> None:
+    cohort = made(make_cohort, dx=100.0)
+    people = people_of(cohort, TASK.labels(cohort))
+    results = results_of(cohort, make_pipeline(Columns(), LogisticRegression()), site_held_out(people)[0])
+    card = confound_card(results, cohort, TASK, {}, n_resamples=20)
+    women = cohort.table["dx"][cohort.table["sex"] == "F"]
+    row = value(card, "sex", "auc F")
+    assert (row["value"], row["high"]) == (1, 1)
+    assert row["low"] == pytest.approx(0.025 ** (1 / women.value_counts().min()))
+
+
 def test_an_effect_that_is_only_age_goes_with_age(make_cohort: MakeCohort) -> None:
     cohort = made(make_cohort, age=2.0)
     older = cohort.table["age"].rank(method="first") > 60
-    participants = cohort.participants.assign(dx=np.where(older, "patient", "control"))
-    aged = Cohort("aged", cohort.recordings, participants, cohort.atlas, cohort.read, cohort.exclusions)
-    card = card_of(aged)
+    card = card_of(changed(cohort, dx=np.where(older, "patient", "control")))
     assert value(card, "covariates", "auc before")["value"] > 0.85
     assert value(card, "covariates", "auc after")["value"] < 0.65
     assert value(card, "covariates", "change")["high"] < -0.1
+
+
+def regressed(cohort: Cohort, folds: list[Fold]) -> pd.DataFrame:
+    """What the card says of regressing out an age that is the same for all, which can change nothing."""
+    cohort = changed(cohort, age=30.0)
+    model = make_pipeline(Columns(), LogisticRegression())
+    task = TASK.model_copy(update={"covariates": ("age",)})
+    card = confound_card(results_of(cohort, model, folds), cohort, task, {"model": model}, n_resamples=20)
+    return card[card["check"] == "covariates"]
+
+
+def test_covariates_are_regressed_out_on_the_training_side_that_the_models_had(make_cohort: MakeCohort) -> None:
+    cohort = made(make_cohort, dx=1.0)
+    people = people_of(cohort, TASK.labels(cohort))
+    half = [Fold("k-fold", 0, f.fold, f.train[::3], f.test) for f in k_fold(people, 5, 1, 0)]
+    for folds in (half, site_held_out(people)[0][:1]):
+        rows = regressed(cohort, folds).set_index("item")["value"]
+        assert rows["auc before regression of age"] > 0.5 and rows["change of auc"] == 0
+
+
+def test_without_folds_or_a_second_class_nothing_is_regressed_out(make_cohort: MakeCohort) -> None:
+    cohort = made(make_cohort, dx=1.0)
+    people = people_of(cohort, TASK.labels(cohort))
+    fold = k_fold(people, 5, 1, 0)[0]
+    controls = Fold("k-fold", 0, 0, fold.train, fold.test[people.y[fold.test] == 0])
+    assert len(regressed(cohort, [controls])) == 0
+    model = make_pipeline(Columns(), LogisticRegression())
+    bare = Results(results_of(cohort, model, [fold]).predictions, {})
+    card = confound_card(bare, cohort, TASK, {"model": model}, n_resamples=20)
+    assert "site" in set(card["check"]) and "covariates" not in set(card["check"])
 
 
 @pytest.mark.parametrize(("protocol", "confound"), [("k-fold", "site"), ("site-held-out", "age")])
@@ -214,15 +267,37 @@ def test_an_external_cohort_is_described_by_its_own_table(make_cohort: MakeCohor
     assert found["value"] == pytest.approx(stats.spearmanr(scores, motion).statistic)
 
 
+def test_an_external_cohort_is_described_by_the_recordings_that_were_tested(make_cohort: MakeCohort) -> None:
+    cohort = made(make_cohort, dx=1.0)
+    motion = list(np.random.default_rng(1).uniform(0, 0.3, 120))
+    other = made(make_cohort, dx=1.0, seed=3)
+    fold = Fold("external", 0, 0, np.arange(120), np.arange(120))
+    results = results_of(other, make_pipeline(Columns(), LogisticRegression()), [fold])
+    # The diagnosis has another name there, and each person a second session without one, in which they move.
+    recordings = other.recordings
+    twice = pd.concat([recordings, recordings.assign(recording_id=recordings["recording_id"] + "b", session="2")])
+    twice["diagnosis"] = [*other.table["dx"], *["n/a"] * 120]
+    twice["mean_fd"] = motion + list(np.random.default_rng(2).uniform(1, 9, 120))
+    people = other.participants.drop(columns=["dx", "mean_fd"])
+    sessions = Cohort("other", twice.reset_index(drop=True), people, other.atlas, other.read)
+    task = TASK.model_copy(update={"target": "diagnosis"})
+    card = confound_card(results, cohort, TASK, {}, test_cohort=sessions, test_task=task, n_resamples=20)
+    scores = person_scores(results.predictions)["score"]
+    row = card[(card["check"] == "mean_fd") & (card["item"] == "correlation")].iloc[0]
+    assert row["value"] == pytest.approx(stats.spearmanr(scores, motion).statistic)
+
+
 def test_features_that_are_fitted_are_done_when_asked(make_cohort: MakeCohort) -> None:
     cohort = make_cohort(["control", "patient"] * 15, n_volumes=30, columns={"mean_fd": list(np.linspace(0, 1, 30))})
     model = make_pipeline(Connectome("tangent"), LogisticRegression())
     results = results_of(cohort, model, k_fold(people_of(cohort, TASK.labels(cohort)), 3, 1, 0))
-    checks = [
-        set(confound_card(results, cohort, TASK, {"model": model}, n_resamples=20, refit_learnt=asked)["check"])
-        for asked in (False, True)
+    # Labels that are shuffled around the pipeline leave no step to take off: that model has no such rows.
+    models = {"model": model, "shuffled": ShuffledLabels(model)}
+    cards = [
+        confound_card(results, cohort, TASK, models, n_resamples=20, refit_learnt=asked) for asked in (False, True)
     ]
-    assert checks[1] - checks[0] == {"site", "covariates"}
+    assert set(cards[1]["check"]) - set(cards[0]["check"]) == {"site", "covariates"}
+    assert set(cards[1]["model"]) == {"model"}
 
 
 @settings(max_examples=10)
@@ -264,13 +339,27 @@ def test_an_unseen_site_is_not_moved(make_cohort: MakeCohort) -> None:
 
 def test_what_only_differs_between_sites_is_left_to_the_site(make_cohort: MakeCohort) -> None:
     cohort = made(make_cohort)
-    participants = cohort.participants
-    participants["field"] = participants["site"].map({"site0": 1.5, "site1": 3.0, "site2": 7.0})
-    scanned = Cohort("toy", cohort.recordings, participants, cohort.atlas, cohort.read, cohort.exclusions)
+    scanned = changed(cohort, field=cohort.participants["site"].map(FIELD))
     features = Columns().transform(scanned)
     columns = ("age", "site", "field", "absent")
     assert CovariateRegression(columns).fit(scanned, features).columns_ == ("age", "site")
     assert CovariateRegression(("age", "field")).fit(scanned, features).columns_ == ("age", "field")
+
+
+def test_the_site_may_have_a_column_of_another_name(make_cohort: MakeCohort) -> None:
+    cohort = made(make_cohort, dx=1.0, site=1.0)
+    cohort = changed(cohort, field=cohort.participants["site"].map(FIELD))
+    other = changed(cohort, center=cohort.participants["site"], site=None)
+    known = Deconfounded(Columns(), ("site", "field")).fit_transform(cohort)
+    assert np.allclose(Deconfounded(Columns(), ("center", "field"), site="center").fit_transform(other), known)
+    model = make_pipeline(Columns(), LogisticRegression())
+    results = results_of(cohort, model, site_held_out(people_of(cohort, TASK.labels(cohort)))[0])
+    after = []
+    for one, column in ((cohort, "site"), (other, "center")):
+        task = TASK.model_copy(update={"site": column, "covariates": (column, "field")})
+        card = confound_card(results, one, task, {"model": model}, n_resamples=20)
+        after.append(value(card, "covariates", "auc after")["value"])
+    assert after[0] == after[1]
 
 
 @pytest.mark.parametrize("broken", [np.zeros((120, 3, 3)), np.zeros((5, 3)), np.full((120, 2), np.nan)])

@@ -597,12 +597,21 @@ def _nothing_finite(cohort: Cohort) -> Any:
         (lambda c: evaluate({"a": Chance()}, c, TASK, protocols=["loso"]), "'loso' is not known; choose from k-fold"),
         (lambda c: evaluate({"a": Chance()}, c, TASK, protocols=["external"]), "give test_cohort"),
         (lambda c: evaluate({"a": Chance()}, c, TASK, n_folds=30), "20 people, which cannot be spread over 30 folds"),
+        (lambda c: evaluate({"a": Chance()}, c, TASK, few_shot=(0, 5)), "few_shot has the size 0, and a whole number"),
         (_nothing_finite, "broken gave 8 decision values that are not finite"),
     ],
 )
 def test_a_wrong_call_is_one_sentence(make_cohort: MakeCohort, call: Callable[[Cohort], Any], found: str) -> None:
     with pytest.raises(OpenBrainMassError, match=found):
         call(make_cohort(n_people=40))
+
+
+def test_numbers_of_numpy_are_numbers(make_cohort: MakeCohort, tmp_path: Any) -> None:
+    counts = {"few_shot": np.array([1, 2]), "n_folds": np.int64(2), "n_draws": np.int64(1), "seed": np.int64(3)}
+    shape: dict[str, Any] = {**counts, "n_repeats": np.int64(1), "n_splits": np.int64(1), "transductive": np.False_}
+    results = evaluate({"e": edges()}, make_cohort(n_people=12), TASK, protocols=["few-shot"], **shape)
+    assert results.settings["few_shot"] == [1, 2]
+    results.save(tmp_path / "results")
 
 
 def test_another_atlas_is_refused(make_cohort: MakeCohort) -> None:

@@ -83,9 +83,10 @@ def test_the_same_folds_give_the_same_predictions(make_cohort: MakeCohort, tmp_p
     assert again.settings["folds"] == "handed over" and again.settings["protocols"] == first.settings["protocols"]
     # The test cohort may come later: external is made for it.
     own = first.tables["folds"].query("protocol == 'k-fold'")
-    write_tsv(tmp_path / "own.tsv", own)
-    later = evaluate(models, cohort, TASK, folds=tmp_path / "own.tsv", test_cohort=test)
-    assert list(later.settings["protocols"]) == ["k-fold", "external"]
+    later = evaluate(models, cohort, TASK, folds=own, test_cohort=test)
+    assert list(later.settings["protocols"]) == ["k-fold", "external"] and later.settings["folds"] == "handed over"
+    kept = first.predictions["protocol"].isin(["k-fold", "external"])
+    pd.testing.assert_frame_equal(first.predictions[kept].reset_index(drop=True), later.predictions)
     with pytest.raises(OpenBrainMassError, match="external, repeat 0, fold 0 is on a test cohort"):
         evaluate(models, cohort, TASK, folds=tmp_path / "folds.tsv")
 
@@ -117,6 +118,21 @@ def _one_class(own: Labelled) -> list[Fold]:
     return _with(own, train=fold.train[own.people.y[fold.train] == 1])
 
 
+def _twice(own: Labelled) -> list[Fold]:
+    """Random splits that are numbered as the folds of one repeat."""
+    splits = make_folds(own, None, ["random-splits"], DESIGN)[0] * 3
+    return [replace(fold, repeat=0, fold=number) for number, fold in enumerate(splits)]
+
+
+def _same_number(own: Labelled) -> list[Fold]:
+    return [replace(fold, fold=0) for fold in make_folds(own, None, ["k-fold"], DESIGN)[0]]
+
+
+def _same_site(own: Labelled) -> list[Fold]:
+    first = make_folds(own, None, ["site-held-out"], DESIGN)[0][0]
+    return [first, replace(first, fold=1)]
+
+
 @pytest.mark.parametrize(
     ("make", "found"),
     [
@@ -136,6 +152,13 @@ def _one_class(own: Labelled) -> list[Fold]:
             "labelled people who are not among its unlab",
         ),
         (lambda own: _with(own, protocol="external"), "is on a test cohort, and none was given"),
+        (_twice, r"random-splits, repeat 0, fold \d tests p\d+ twice in one repeat. Give each random split a repeat"),
+        (_same_number, "There are two folds k-fold, repeat 0, fold 0"),
+        (_same_site, r"site-held-out, repeat 0, fold 1 tests p\d+ twice in one repeat"),
+        (
+            lambda own: _with(own, protocol="few-shot-2", unlabelled=_fold(own).train),
+            "few-shot-2, repeat 0, fold 0 has 12 labelled people of one class, and 2 were expected",
+        ),
     ],
 )
 def test_folds_that_would_not_measure_what_they_say_are_refused_by_name(
@@ -150,6 +173,8 @@ def test_people_who_join_are_not_tested(cohorts: tuple[Labelled, Labelled]) -> N
     folds = [fold for fold in make_folds(*cohorts, ["few-shot"], DESIGN)[0] if fold.joining is not None]
     with pytest.raises(OpenBrainMassError, match=r"external-few-shot-1.* has p\d+ on its training and its test side"):
         check_folds([replace(folds[0], joining=folds[0].test[:2])], *cohorts)
+    with pytest.raises(OpenBrainMassError, match="external-few-shot-1, .* has 2 labelled people of one class"):
+        check_folds([replace(folds[1], protocol="external-few-shot-1")], *cohorts)
 
 
 def test_evaluate_refuses_such_folds(make_cohort: MakeCohort, tmp_path: Path) -> None:
@@ -191,8 +216,9 @@ def test_a_damaged_table_is_one_sentence(
 ) -> None:
     table = folds_table([_fold(cohorts[0])], cohorts[0])
     write_tsv(tmp_path / "folds.tsv", change(table))
-    with pytest.raises(OpenBrainMassError, match=found):
-        folds_of(read_folds(tmp_path / "folds.tsv"), cohorts[0])
+    for handed_over in (tmp_path / "folds.tsv", change(table)):
+        with pytest.raises(OpenBrainMassError, match=found):
+            folds_of(read_folds(handed_over), cohorts[0])
 
 
 def test_a_person_of_two_sites_is_tested_with_the_recordings_of_the_site(make_cohort: MakeCohort) -> None:
@@ -203,4 +229,5 @@ def test_a_person_of_two_sites_is_tested_with_the_recordings_of_the_site(make_co
     folds = make_folds(own, None, ["site-held-out"], DESIGN)[0]
     again = folds_of(folds_table(folds, own), own)
     assert [fold.test.tolist() for fold in again] == [fold.test.tolist() for fold in folds]
+    check_folds(again, own)
     assert 0 in folds[1].test and 1 not in folds[1].test and 0 not in folds[0].train

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import Normalizer, StandardScaler
 
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.evaluation.baselines import Connectome, ScoreSum, ShuffledLabels
@@ -106,6 +106,19 @@ def test_models_share_what_is_fitted_in_a_fold_and_say_the_same_alone(make_cohor
     assert sorted(fitted) == ["scaler"] * 4 + ["tangent"] * 2
     for name, model in models.items():
         alone = evaluate({name: model}, cohort, TASK, protocols=["k-fold"], n_repeats=1, n_folds=2).predictions
+        np.testing.assert_array_equal(alone["y_score"], together.loc[together["model"] == name, "y_score"])
+
+
+def test_a_step_that_works_in_place_does_not_change_other_models(make_cohort: MakeCohort) -> None:
+    def model(*steps: Any) -> Any:
+        return make_pipeline(Connectome(), StandardScaler(), *steps, LogisticRegression())
+
+    spoilers = {"one": model(Normalizer(copy=False)), "two": model(StandardScaler(copy=False), Normalizer(copy=False))}
+    models = {**spoilers, "sum": ScoreSum([("a", spoilers["two"]), ("b", model())]), "plain": model()}
+    cohort = make_cohort(n_people=20)
+    together = evaluate(models, cohort, TASK, protocols=["k-fold"], n_repeats=1, n_folds=2).predictions
+    for name, own in models.items():
+        alone = evaluate({name: own}, cohort, TASK, protocols=["k-fold"], n_repeats=1, n_folds=2).predictions
         np.testing.assert_array_equal(alone["y_score"], together.loc[together["model"] == name, "y_score"])
 
 

@@ -58,6 +58,15 @@ def test_the_area_is_the_trapezoid_over_the_logarithm(results: Results) -> None:
     assert (found["smallest_k"], found["largest_k"]) == (1, 20) and np.isnan(found["p"])
 
 
+def test_an_area_stays_where_its_metric_has_values() -> None:
+    parts = [point(f"few-shot-{k}", *model, 2 * k) for k in (1, 5) for model in (("high", 2.6), ("low", -2.6))]
+    results = Results(pd.concat(parts), {})
+    high = log_auc(results, n_resamples=200).set_index("model").loc["high"]
+    assert high["high"] == 1 and 0.9 < high["value"] < 1
+    apart = log_auc(results, "high", n_resamples=200).query("reference == 'high'").iloc[0]
+    assert apart["low"] < apart["value"] < -0.8
+
+
 def test_areas_are_compared_on_the_same_people_and_draws(results: Results) -> None:
     table = log_auc(results, "plain", n_resamples=300).query("reference == 'plain'")
     assert table.groupby("protocol")["model"].apply(list).tolist() == [["good", "twin"]] * 2

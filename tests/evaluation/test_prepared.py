@@ -3,13 +3,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from openbrainmass.cohort.cohort import Cohort
+from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.baselines import Chance, Connectome, Covariates, ScoreSum, ShuffledLabels
-from openbrainmass.evaluation.prepared import Features, OwnPart, Parts, flat_steps, prepare, same_step, take
+from openbrainmass.evaluation.prepared import Features, OwnPart, Parts, prepare, same_step, take
+from openbrainmass.evaluation.probes import flat_steps
 
 MakeCohort = Callable[..., Cohort]
 END = (StandardScaler(), LogisticRegression())
@@ -54,3 +57,19 @@ def test_rows_of_parts_are_rows_of_each(make_cohort: MakeCohort) -> None:
     np.testing.assert_array_equal(OwnPart(0).fit_transform(some), [[8, 9], [2, 3]])
     assert OwnPart(1).transform(some).recordings["recording_id"].tolist() == ["p004-0", "p001-0"]
     assert prepare("m", Chance()).features(cohort) is cohort
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_features_that_depend_on_who_else_is_there_are_refused_in_any_unit(
+    make_cohort: MakeCohort, unit: float
+) -> None:
+    def variances(X: Cohort) -> np.ndarray:
+        return unit * np.stack([bold.var(axis=0) for bold in X])
+
+    def centred(X: Cohort) -> np.ndarray:
+        return variances(X) - variances(X).mean(axis=0)
+
+    cohort = make_cohort(n_people=6)
+    assert prepare("m", make_pipeline(FunctionTransformer(variances), *END)).features(cohort).shape == (6, 6)
+    with pytest.raises(OpenBrainMassError, match="change with the recordings around it"):
+        prepare("m", make_pipeline(FunctionTransformer(centred), *END)).features(cohort)

@@ -219,6 +219,27 @@ def test_few_shot_draws_one_of_a_family() -> None:
         assert len(set(families.group[fold.train][families.y[fold.train] == 0])) == size
 
 
+def test_few_shot_draws_one_of_a_family_that_has_both_classes() -> None:
+    """Siblings of whom one is a patient, and people without any."""
+    participant = np.array([f"p{i:02d}" for i in range(48)])
+    group = np.concatenate([np.repeat(np.arange(12), 2), np.arange(12, 36)])
+    siblings = People(participant, np.tile([0, 1], 24), group, None)
+    folds, notes = few_shot_folds(siblings, (1, 2, 6), 3, 4, seed=0)
+    assert not notes and len(folds) == 3 * 3 * 4
+    drawn_siblings = 0
+    for fold in folds:
+        assert len(set(group[fold.train])) == len(fold.train)
+        assert siblings.y[fold.train].tolist().count(1) == len(fold.train) / 2 == int(fold.protocol.rsplit("-", 1)[1])
+        drawn_siblings += int((fold.train < 24).sum())
+    assert drawn_siblings > 0
+    assert set(folds[0].train) < set(folds[1].train) < set(folds[2].train)
+    # Where all have a sibling in the other class, half of the families can be drawn for each.
+    pairs = People(participant[:24], siblings.y[:24], group[:24], None)
+    assert few_shot_folds(pairs, (4, 5), 3, 1, seed=0)[1] == [
+        "few-shot-5 was skipped: a class has too few training people."
+    ]
+
+
 def test_families_of_both_classes_are_spread_over_folds() -> None:
     """Twins of different sex, say: every group has both classes, and so has every side."""
     who = People(np.array([f"p{i:02d}" for i in range(24)]), np.tile([0, 1], 12), np.repeat(np.arange(12), 2), None)
@@ -254,6 +275,17 @@ def test_a_value_is_spread_over_folds_as_classes_are() -> None:
     assert "predicts a value" in few_shot_folds(who, (1,), 5, 1, 0)[1][0]
     with pytest.raises(OpenBrainMassError, match=r"cohort has 100 people, which cannot be spread over 101"):
         k_fold(who, 101, 1, 0)
+
+
+@pytest.mark.parametrize("n", [10, 20, 22, 24])
+def test_a_value_of_few_people_is_spread_over_folds_too(n: int) -> None:
+    """Bins of fewer people than there are folds cannot be balanced over them."""
+    who = People(np.array([f"p{i:03d}" for i in range(n)]), np.arange(n) + 0.5, np.arange(n), None)
+    folds = k_fold(who, 5, 2, seed=0)
+    for repeat in (0, 1):
+        tested = [fold.test for fold in folds if fold.repeat == repeat]
+        assert sorted(np.concatenate(tested)) == list(range(n))
+        assert max(map(len, tested)) - min(map(len, tested)) <= 1
 
 
 def test_families_stay_together_within_a_dataset_only(make_cohort: MakeCohort) -> None:

@@ -182,6 +182,22 @@ def test_k_fold_intervals_are_stretched_bootstrap_intervals() -> None:
     assert interval_method("external").endswith("over people") and "draws, widened" in interval_method("few-shot-2")
 
 
+@pytest.mark.parametrize("metric", ["auc", "accuracy"])
+def test_a_test_cohort_in_several_folds_is_still_one_that_nobody_trained_on(metric: str) -> None:
+    score, y = shifted(80, 1.0, seed=4)
+    whole, parts = rows(score, y), rows(score, y, fold=np.arange(80) // 2 % 4)
+    assert Overlap.of(parts).stretch == 1
+    assert metric_interval(parts, metric, n_resamples=200) == pytest.approx(
+        metric_interval(whole, metric, n_resamples=200)
+    )
+
+
+def test_only_what_is_widened_is_said_to_be() -> None:
+    assert "widened" not in interval_method("external")
+    # A single random split has no second fold, and its interval is not.
+    assert interval_method("random-splits").endswith("widened where test people of one fold train another")
+
+
 def test_repeats_of_a_k_fold_are_correlated_more_than_their_test_people_alone_explain() -> None:
     overlap = Overlap.of(cross_validated(10, 5))
     share = overlap.share(50)

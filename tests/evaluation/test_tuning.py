@@ -150,5 +150,11 @@ def test_calibration_asks_for_people_wherever_it_stands(seen_groups: list[np.nda
     np.testing.assert_array_equal(seen_groups[0], people)
 
 
+def test_a_tuned_probe_can_be_calibrated() -> None:
+    X, y, people = data(60, 5)
+    model = fit_model(calibrated(tuned("logistic"), n_folds=3), X, y, people)
+    assert ((model.predict_proba(X) > 0) & (model.predict_proba(X) < 1)).all()
+
+
 def test_the_row_space_is_a_scikit_learn_transformer() -> None:
     check_estimator(RowSpace(), on_skip=None)

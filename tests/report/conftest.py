@@ -120,18 +120,21 @@ def make_results(
     seed: int = 0,
     tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
+    """Results of which every model has the same folds: whole repeats, each of which tests everybody once."""
     rng = np.random.default_rng(seed)
     y = np.arange(n_people) % 2
     site = np.array([f"site-{i // 2 % n_sites}" for i in range(n_people)])
     shared = rng.standard_normal(n_people)
     parts = []
     for protocol in protocols:
+        held_out = protocol == "site-held-out"
+        repeats = 3 if protocol == "k-fold" else 1
+        # Pairs of both classes, so that no fold is of one class only.
+        pairs = np.arange((n_people + 1) // 2)
+        draws = [pairs % n_sites if held_out else rng.permutation(pairs) % 4 for _ in range(repeats)]
         for name, distance in skill.items():
-            repeats = 3 if protocol == "k-fold" else 1
-            for repeat in range(repeats):
-                fold = (
-                    rng.integers(0, 4, n_people) if protocol != "site-held-out" else np.arange(n_people) // 2 % n_sites
-                )
+            for repeat, draw in enumerate(draws):
+                fold = draw[np.arange(n_people) // 2]
                 weak = 0.4 if protocol.startswith("few-shot") else 1.0
                 own = rng.standard_normal(n_people)
                 score = (

@@ -210,7 +210,31 @@ def test_regression_is_ranked_by_explained_variance(one: Path, tmp_path: Path) -
     write_leaderboard([tmp_path / "age"], tmp_path / "board.html")
     table = ranks(tmp_path / "board.html")
     assert list(table.loc[["good", "edges + ridge"], "rank"]) == [1, 2]
-    assert "R²" in (tmp_path / "board.html").read_text()
+    page = (tmp_path / "board.html").read_text()
+    assert "R²" in page and "dashed line: what the mean of the tested people themselves would give" in page
+
+
+def test_tasks_of_one_title_are_told_apart_by_their_cohorts(one: Path, tmp_path: Path) -> None:
+    base = Results.load(one)
+    rows = base.predictions[base.predictions["model"] == "chance"]
+    folders = []
+    for cohort in ("abide", "cni"):
+        task = {**base.settings["task"], "name": f"{cohort}-dx", "title": "patient against control"}
+        Results(rows, {"task": task, "cohort": {"name": cohort}}).save(tmp_path / cohort)
+        folders.append(tmp_path / cohort)
+    page = write_leaderboard(folders, tmp_path / "board.html").read_text()
+    for place, cohort in enumerate(("abide", "cni")):
+        assert f'<a href="#task-{place}">patient against control ({cohort})</a>' in page
+    page = write_leaderboard(folders[:1], tmp_path / "alone.html").read_text()
+    assert '<a href="#task-0">patient against control</a>' in page
+
+
+def test_sample_results_have_the_same_folds_for_every_model(one: Path, make: SimpleNamespace, tmp_path: Path) -> None:
+    folder = make.results(tmp_path / "folds", 48, skill=SKILL, protocols=("k-fold",), saw=())
+    for sample, n_repeats in ((folder, 3), (one, 1)):
+        assert long_table([sample]).groupby("protocol")["folds"].nunique().eq(1).all()
+        rows = Results.load(sample).predictions
+        assert rows.groupby(["model", "participant_id"]).size().eq(n_repeats).all()
 
 
 class _Addresses(HTMLParser):

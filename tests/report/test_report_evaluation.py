@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from openbrainmass.report.confounds_view import audit_view, confounds_view
-from openbrainmass.report.curves_view import coverage_view, few_shot_views, line_colors
+from openbrainmass.report.curves_view import coverage_view, few_shot_views, line_looks
 from openbrainmass.report.folders import Material, ResultsFolder, read_material
 from openbrainmass.report.methods import methods
 from openbrainmass.report.page import render
@@ -78,8 +78,9 @@ def test_zero_shot_is_the_first_point_of_the_other_cohorts_curve(results: Result
     inside, outside = few_shot_views(found)
     assert inside.table.columns == ("Model", "2") and outside.table.columns == ("Model", "0", "10")
     assert [cell.text for cell in outside.table.rows[0][1:]] == ["0.61", "0.70"]  # type: ignore[union-attr]
-    assert outside.table.rows[1][0] == "chance" and [label for label, _ in outside.legend] == [MODEL]
+    assert outside.table.rows[1][0] == "chance" and [line.label for line in outside.legend] == [MODEL]
     assert f"{MODEL} from 0.61 to 0.70" in outside.picture.alt
+    assert "join the training cohort" in outside.asks and "only" not in outside.asks
     # Zero-shot has its own section as well; few-shot is in none.
     assert protocols(found) == ["external"]
 
@@ -99,8 +100,31 @@ def test_without_a_pretrained_model_the_best_one_has_the_band(results: ResultsFo
     points = {f"few-shot-{k}": {"edges + svm": 0.6, "tangent + svm": 0.6 + k / 100} for k in (1, 10)}
     view = few_shot_views(replace(results, metrics=metrics_of(points)))[0]
     assert "intervals of tangent + svm" in view.picture.caption
-    colors = line_colors([f"edges {i}" for i in range(9)])
-    assert len(colors) == len(set(colors.values())) == 6
+    looks = line_looks([f"edges {i}" for i in range(9)])
+    assert len(looks) == len({look.color for look in looks.values()}) == 6
+
+
+def test_every_point_of_a_curve_has_its_interval(results: ResultsFolder) -> None:
+    points = {f"few-shot-{k}": {MODEL: 0.6, "edges + svm": 0.7, "chance": 0.5} for k in (1, 10)}
+    table = few_shot_views(replace(results, metrics=metrics_of(points)))[0].table
+    assert "with 95 % intervals" in table.caption
+    told = {row[0]: [cell.between for cell in row[1:]] for row in table.rows}  # type: ignore[union-attr]
+    assert told["edges + svm"] == ["0.65 to 0.75"] * 2 and all(map(all, told.values()))
+
+
+def test_no_two_models_look_alike_and_transductive_rows_are_dashed(results: ResultsFolder) -> None:
+    models = [f"BrainMass + {probe}" for probe in ("svm", "logistic", "ridge", "trees", "forest")]
+    models += [f"{model} (transductive)" for model in [*models, "edges + svm"]]
+    looks = line_looks([*models, "edges + svm"])
+    assert len(set(looks.values())) == len(models) + 1
+    for model in (MODEL, "edges + svm"):
+        plain, dashed = looks[model], looks[f"{model} (transductive)"]
+        assert plain.color == dashed.color and dashed.dash and not plain.dash
+    points = {f"external-few-shot-{k}": dict.fromkeys([MODEL, f"{MODEL} (transductive)"], 0.6) for k in (1, 10)}
+    view = few_shot_views(replace(results, metrics=metrics_of(points)))[0]
+    assert [(bool(line.dash), line.band) for line in view.legend] == [(False, True), (True, False)]
+    page = render(Material(results=[replace(results, metrics=metrics_of(points | {"external": {MODEL: 0.6}}))]))
+    assert page.count('stroke-dasharray="6 3"') == 1
 
 
 def test_withheld_answers_tell_their_rule_and_the_share_reached(make: SimpleNamespace, results: ResultsFolder) -> None:
@@ -197,8 +221,10 @@ def test_a_regression_is_told_as_one(results: ResultsFolder) -> None:
     view = results_view(found)
     assert view.verdict is not None and view.headline is not None
     assert (
-        "predicts age with R² 0.36 (correlation 0.60; mean absolute error 4.20; 95 % interval" in view.verdict.reached
+        "predicts age with R² 0.36 (95 % interval 0.31 to 0.41; correlation 0.60; mean absolute error 4.20; 48 people)"
+        in view.verdict.reached
     )
+    assert "dashed line: what the mean of the tested people themselves would give" in view.headline.caption
     assert view.headline.heading.startswith("R²") and view.headline.zero is not None
     assert "age" in view.facts and "R² is the share" in view.no_skill
     assert view.protocols[0].metrics.columns == ("Model", "correlation", "mean absolute error")
@@ -224,4 +250,6 @@ def test_methods_tell_of_the_cards_and_of_transductive_use(make: SimpleNamespace
     other = pd.concat([rows, rows.assign(protocol="external")])
     declared = replace(results, predictions=other, settings={**results.settings, "transductive": True})
     text = " ".join(methods(Material(results=[declared]), "1").paragraphs)
-    assert "(transductive)" in text and "of the other cohort (5)" in text
+    assert "(transductive)" in text and "adding a few people per class of the other cohort (5)" in text
+    once = replace(results, settings={**results.settings, "n_repeats": 1})
+    assert "by 4-fold cross-validation" in " ".join(methods(Material(results=[once]), "1").paragraphs)

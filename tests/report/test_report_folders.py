@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from openbrainmass.durable import append_json_line, write_json, write_text, write_tsv
+from openbrainmass.durable import append_json_line, read_tsv, write_json, write_text, write_tsv
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.report.folders import read_material
 
@@ -53,6 +53,22 @@ def test_the_name_of_results_falls_back_to_the_folder(folders: dict[str, Path], 
     (tmp_path / "mine" / "comparisons.tsv").unlink()
     results = read_material([tmp_path / "mine"]).results[0]
     assert results.name == "mine" and len(results.comparisons) == 0
+
+
+def test_results_whose_metrics_do_not_follow_from_their_predictions_are_refused(
+    make: SimpleNamespace, tmp_path: Path
+) -> None:
+    folder = make.results(tmp_path / "edited", skill={"ours": 1.0}, protocols=("k-fold",))
+    table = read_tsv(folder / "predictions.tsv")
+    write_tsv(folder / "predictions.tsv", table.assign(y_score=table["y_true"]))
+    with pytest.raises(OpenBrainMassError, match=r"auc .* of ours in k-fold.* gives 1\.000000.*It was edited"):
+        read_material([folder])
+
+
+def test_a_folder_that_is_given_twice_is_refused(folders: dict[str, Path]) -> None:
+    folder = folders["run"]
+    with pytest.raises(OpenBrainMassError, match="given twice; name each folder once"):
+        read_material([folder, folder / ".." / folder.name])
 
 
 @pytest.mark.parametrize("name", ["nothing", "here"])

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from openbrainmass.report.checked import truth
 from openbrainmass.report.folders import ResultsFolder, read_material
-from openbrainmass.report.verdict import difference, protocol_words, protocols, role, scores, truth, verdict
+from openbrainmass.report.verdict import difference, protocol_words, protocols, role, scores, verdict
 
 
 @pytest.fixture

@@ -65,7 +65,8 @@ def test_count_and_listing() -> None:
     assert count(1204, "site") == "1,204 sites"
     assert listing(["a"]) == "a"
     assert listing(["a", "b", "c"]) == "a, b and c"
-    assert listing(["a", "b", "c"], most=2) == "a, b and 1 others"
+    assert listing(["a", "b", "c"], most=2) == "a, b and c"
+    assert listing(["a", "b", "c", "d"], most=2) == "a, b and 2 others"
     assert listing([]) == "none"
 
 

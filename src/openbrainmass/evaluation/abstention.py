@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from openbrainmass.evaluation.metrics import Predictions, Weights, accuracy, balanced_accuracy
+from openbrainmass.evaluation.metrics import RANGES, Predictions, Weights, accuracy, balanced_accuracy
 from openbrainmass.evaluation.protocols import few_shot_size
 from openbrainmass.evaluation.results import Results
 from openbrainmass.evaluation.statistics import Overlap, bootstrap_interval
@@ -114,9 +114,16 @@ def _measured(
     if table.loc[answered, "participant_id"].nunique() < LEAST_ANSWERED:
         return float("nan"), float("nan"), float("nan"), float("nan")
     chosen = Predictions.of(table[answered])
-    value, low, high = people_interval(lambda weights: accuracy(chosen, weights), table, n_resamples, seed, chosen)
-    low, high = np.clip([low, high], 0, 1)
-    return value, float(low), float(high), float(balanced_accuracy(chosen, Weights.equal(chosen))[0])
+    value, low, high = people_interval(
+        lambda weights: accuracy(chosen, weights),
+        table,
+        n_resamples,
+        seed,
+        metric="accuracy",
+        n_relevant=len(chosen.people),
+        taken=chosen,
+    )
+    return value, low, high, float(balanced_accuracy(chosen, Weights.equal(chosen))[0])
 
 
 def people_interval(
@@ -124,9 +131,12 @@ def people_interval(
     table: pd.DataFrame,
     n_resamples: int,
     seed: int,
+    *,
+    metric: str | None = None,
+    n_relevant: int = 1,
     taken: Predictions | None = None,
 ) -> tuple[float, float, float]:
-    """Any statistic of the predictions of one model with the interval of `metric_interval`.
+    """Any statistic of the predictions of one model with a 95 % interval, as `metric_interval` gives of a metric.
 
     Parameters
     ----------
@@ -136,6 +146,13 @@ def people_interval(
         All predictions of the protocol and the model: its folds say how much wider than a bootstrap the interval is.
     n_resamples, seed : int
         Of the bootstrap.
+    metric : str, optional
+        The metric of one model that the statistic is a value of: the interval is then as wide as that of
+        `metric_interval`, and within the metric's range. Without it, the statistic is a difference, whose variance
+        overlap makes grow by less (`SKEWNESS`).
+    n_relevant : int
+        People that a perfect value of the metric rests on: where it is 0 or 1 without any spread, an exact binomial
+        bound follows from them.
     taken : Predictions, optional
         What the statistic is computed from, if not from all of the table.
 
@@ -145,5 +162,13 @@ def people_interval(
     """
     chosen = Predictions.of(table) if taken is None else taken
     value, low, high = bootstrap_interval(statistic, chosen, n_resamples=n_resamples, seed=seed)
-    stretch = float(np.sqrt(1 + Overlap.of(table).growth))
-    return value, value + stretch * (low - value), value + stretch * (high - value)
+    overlap = Overlap.of(table)
+    if metric is None:
+        stretch = float(np.sqrt(1 + overlap.growth))
+        return value, value + stretch * (low - value), value + stretch * (high - value)
+    bounds = [value + overlap.stretch * (bound - value) for bound in (low, high)]
+    low, high = (float(bound) for bound in np.clip(bounds, *RANGES.get(metric, (0.0, 1.0))))
+    if low == high and value in (0.0, 1.0) and metric not in RANGES:
+        bound = 0.025 ** (1 / n_relevant)
+        low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
+    return value, low, high

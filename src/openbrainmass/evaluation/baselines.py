@@ -17,7 +17,7 @@ from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.connectivity import correlation, fisher_z, partial_correlation, vectorize
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.fitting import fit_model
-from openbrainmass.evaluation.probes import decision_values, make_probe
+from openbrainmass.evaluation.probes import decision_values, flat_steps, make_probe
 from openbrainmass.evaluation.tasks import DEFAULT_COVARIATES, Task, code
 from openbrainmass.evaluation.tuning import PeopleFolds, tuned
 
@@ -170,20 +170,26 @@ class TangentSpace(TransformerMixin, BaseEstimator):
 class Covariates(TransformerMixin, BaseEstimator):
     """What is known of people without their brains: age, sex, site, motion, scan length.
 
-    Numbers have their missing values set to the training median; everything else becomes one column a training
-    value (one that training did not hold, or a missing one, is 0 in all of them).
+    Numbers have their missing values set to the training median; everything else, and sites also where they are
+    numbered, becomes one column a training value (one that training did not hold, or a missing one, is 0 in all of
+    them). A column that only the training cohort has counts as missing in the other.
 
     Parameters
     ----------
     columns : sequence of str, optional
         Columns of the cohort's table.
     must_exist : bool
-        Whether a column that the cohort does not have is an error or is left out.
+        Whether a column that the training cohort does not have is an error or is left out.
+    site : str
+        Column of the site.
     """
 
-    def __init__(self, columns: Sequence[str] = DEFAULT_COVARIATES, must_exist: bool = False) -> None:
+    def __init__(
+        self, columns: Sequence[str] = DEFAULT_COVARIATES, must_exist: bool = False, site: str = "site"
+    ) -> None:
         self.columns = columns
         self.must_exist = must_exist
+        self.site = site
 
     def fit(self, X: Cohort, y: Any = None) -> Self:
         """Learn medians and categories from the training recordings of a cohort."""
@@ -197,7 +203,7 @@ class Covariates(TransformerMixin, BaseEstimator):
         self.medians_: dict[str, float] = {}
         self.categories_: dict[str, list[str]] = {}
         for column in (column for column in self.columns if column in table):
-            if pd.api.types.is_numeric_dtype(table[column]):
+            if column != self.site and pd.api.types.is_numeric_dtype(table[column]):
                 median = table[column].median()
                 self.medians_[column] = 0.0 if pd.isna(median) else float(median)
             else:
@@ -207,7 +213,7 @@ class Covariates(TransformerMixin, BaseEstimator):
     def transform(self, X: Cohort) -> np.ndarray:
         """Covariates of each recording, (n, n_columns), float64; one column of 0 where there is none."""
         check_is_fitted(self)
-        table = self._table(X)
+        table = self._table(X).reindex(columns=[*self.medians_, *self.categories_])
         parts = [np.zeros((len(X), 0))]
         for column, median in self.medians_.items():
             parts.append(pd.to_numeric(table[column], errors="coerce").fillna(median).to_numpy(float)[:, None])
@@ -287,7 +293,9 @@ class ShuffledLabels(ClassifierMixin, BaseEstimator):
         """Fit a copy of the classifier to permuted labels; `groups` (n,) names people, who keep one label each."""
         y = np.asarray(y)
         groups = np.arange(len(y)) if groups is None else np.asarray(groups)
-        _, first, person = np.unique(groups, return_index=True, return_inverse=True)
+        # Siblings of both classes are two to be relabelled; one label for a family would change how many of each there are.
+        family, classes = (np.unique(values, return_inverse=True)[1] for values in (groups, y))
+        _, first, person = np.unique(family * (classes.max() + 1) + classes, return_index=True, return_inverse=True)
         order = np.random.default_rng([self.seed, len(y)]).permutation(len(first))
         self.estimator_ = fit_model(clone(self.estimator), X, y[first][order][person], groups)
         self.classes_ = self.estimator_.classes_
@@ -369,11 +377,12 @@ class ScoreSum(ClassifierMixin, BaseEstimator):
 
 def _split(part: Any, X: Any, y: np.ndarray) -> tuple[list[Any], Any, Any]:
     """Fitted steps in front of a part's last one, what they make of X, and the last one, not fitted."""
-    if not isinstance(part, Pipeline) or len(part) < 2:
-        return [], X, part
-    front = clone(part[:-1])
+    *before, last = flat_steps(part) if isinstance(part, Pipeline) else [part]
+    if not before:
+        return [], X, last
+    front = clone(make_pipeline(*before))
     features = front.fit_transform(X, y)
-    return [step for _, step in front.steps], features, part[-1]
+    return [step for _, step in front.steps], features, last
 
 
 def _held_out_values(
@@ -390,7 +399,7 @@ def _held_out_values(
 def _rows(values: Any, rows: np.ndarray) -> Any:
     if isinstance(values, Cohort):
         return values.select(rows)
-    return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+    return [values[row] for row in rows] if isinstance(values, list) else values[rows]
 
 
 def floors(probe: str | BaseEstimator | None = None, task: Task | None = None) -> dict[str, Any]:
@@ -411,9 +420,10 @@ def floors(probe: str | BaseEstimator | None = None, task: Task | None = None) -
     """
     kind, linear, probe = _words(task, probe)
     same = probe if isinstance(probe, str) else "same probe"
+    site = "site" if task is None else task.site
     return {
         **({"chance": Chance()} if kind == "classification" else {"mean": DummyRegressor()}),
-        f"covariates + {linear}": make_pipeline(Covariates(_covariates(task)), make_probe(linear, kind)),
+        f"covariates + {linear}": make_pipeline(Covariates(_covariates(task), site=site), make_probe(linear, kind)),
         f"edges + {linear}": make_pipeline(Connectome("fisher-z"), make_probe(linear, kind)),
         f"edges + {same}": make_pipeline(Connectome("fisher-z"), make_probe(probe, kind)),
         f"tangent + {linear}": make_pipeline(Connectome("tangent"), make_probe(linear, kind)),
@@ -440,7 +450,10 @@ def rivals(task: Task, cohort: Cohort) -> dict[str, Any]:
     alone = [name for name in _covariates(task) if name in cohort.table and cohort.table[name].nunique() > 1]
     models = {
         **floors(None, task),
-        **{f"{name} + {linear}": make_pipeline(Covariates((name,)), make_probe(linear, kind)) for name in alone},
+        **{
+            f"{name} + {linear}": make_pipeline(Covariates((name,), site=task.site), make_probe(linear, kind))
+            for name in alone
+        },
         "edges + ridge": make_pipeline(Connectome("fisher-z"), make_probe("ridge", kind)),
         "edges + kernel ridge, tuned": make_pipeline(Connectome("fisher-z"), tuned("kernel ridge", kind)),
         f"edges + {linear}, tuned": make_pipeline(Connectome("fisher-z"), tuned(linear, kind)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import recall_score
 from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
@@ -24,12 +24,14 @@ from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.abstention import people_interval
 from openbrainmass.evaluation.baselines import DEFAULT_COVARIATES, Covariates, accept_recordings
 from openbrainmass.evaluation.fitting import fit_model, predicted
+from openbrainmass.evaluation.folds import folds_of
 from openbrainmass.evaluation.labelled import Labelled, labelled
-from openbrainmass.evaluation.leakage import refuse_overlap
 from openbrainmass.evaluation.metrics import Predictions, Weights, find_metric
 from openbrainmass.evaluation.prepared import Prepared, prepare
 from openbrainmass.evaluation.protocols import POOLED_PROTOCOLS, few_shot_size
 from openbrainmass.evaluation.results import Results
+from openbrainmass.evaluation.splits import Fold
+from openbrainmass.evaluation.statistics import metric_interval
 from openbrainmass.evaluation.tasks import Task, code
 
 CONFOUND_COLUMNS = ("model", "protocol", "check", "item", "value", "low", "high", "n")
@@ -49,7 +51,7 @@ METRIC = {"classification": "auc", "regression": "r"}
 """What is looked at within strata: R2 would fall with the spread of the target within a stratum alone."""
 
 REGRESSED_PROTOCOLS = ("k-fold", "site-held-out", "cohort-held-out")
-"""Protocols whose folds test everybody once a repeat, so that the training side is known from the predictions."""
+"""Protocols whose folds test people at most once a repeat."""
 
 WITHIN_SITES = 0.1
 """Share of a covariate's variance that must lie within sites for it to be told from the site."""
@@ -144,6 +146,8 @@ class Deconfounded(TransformerMixin, BaseEstimator):
         Makes a table of features (n, n_features) of recordings, such as ``Connectome("fisher-z")``; a copy is fitted.
     columns : sequence of str
         Covariates: columns of the cohort's table (see `CovariateRegression`).
+    site : str
+        Column of the site.
 
     Attributes
     ----------
@@ -163,9 +167,10 @@ class Deconfounded(TransformerMixin, BaseEstimator):
     >>> model = make_pipeline(Deconfounded(Connectome("fisher-z"), ["age", "mean_fd"]), make_probe("logistic"))
     """
 
-    def __init__(self, features: Any, columns: Sequence[str] = DEFAULT_COVARIATES) -> None:
+    def __init__(self, features: Any, columns: Sequence[str] = DEFAULT_COVARIATES, site: str = "site") -> None:
         self.features = features
         self.columns = columns
+        self.site = site
 
     def fit(self, X: Cohort, y: Any = None) -> Self:
         """Learn the features, and what the covariates do to them, from training recordings."""
@@ -185,7 +190,7 @@ class Deconfounded(TransformerMixin, BaseEstimator):
     def _learn(self, X: Cohort, y: Any) -> np.ndarray:
         self.features_ = clone(self.features)
         features = np.asarray(self.features_.fit_transform(X, y))
-        self.regression_ = CovariateRegression(self.columns).fit(X, features)
+        self.regression_ = CovariateRegression(self.columns, self.site).fit(X, features)
         return features
 
     def __sklearn_tags__(self) -> Any:
@@ -199,6 +204,7 @@ def confound_card(
     models: Mapping[str, Any],
     *,
     test_cohort: Cohort | None = None,
+    test_task: Task | None = None,
     n_resamples: int = 500,
     seed: int = 0,
     refit_learnt: bool = False,
@@ -208,12 +214,12 @@ def confound_card(
     Site decodability is the mean recall of the sites of a linear classifier in 5-fold by person. Correlations are
     Spearman's; where the AUC ranks people within folds, scores are standardised within folds first. Strata need
     `LEAST_PEOPLE` of each class. Covariates are regressed out of the features inside the folds of the first repeat,
-    and the classifier is fitted anew.
+    as the table ``folds`` of the results has them, and the classifier is fitted anew.
 
     Parameters
     ----------
     results : Results
-        What `evaluate` returned.
+        What `evaluate` returned; without the table ``folds`` nothing is regressed out.
     cohort : Cohort
         The cohort that was given to it.
     task : Task
@@ -222,6 +228,8 @@ def confound_card(
         rows that need no features).
     test_cohort : Cohort, optional
         The external cohort, for the rows of protocol ``external``.
+    test_task : Task, optional
+        What is told apart in it, where that is something else.
     n_resamples : int
         Bootstrap samples of the intervals of strata and differences.
     seed : int
@@ -238,7 +246,8 @@ def confound_card(
     metric = METRIC[results.kind]
     people = {False: describe_people(own.cohort, task)}
     if test_cohort is not None:
-        people[True] = describe_people(test_cohort, task)
+        target = test_task or task
+        people[True] = describe_people(labelled(test_cohort, target, [task.target]).cohort, target)
     table: list[dict[str, Any]] = []
     for (protocol, model), predictions in results.predictions.groupby(["protocol", "model"], sort=False):
         external = str(protocol).startswith("external")
@@ -249,17 +258,20 @@ def confound_card(
         rows += _strata(predictions, people[external], metric, n_resamples, seed)
         table += _named(rows, str(model), str(protocol))
     prepared = [prepare(name, model) for name, model in models.items()]
+    folds = _first_folds(results, own)
     for together, features in _shared(own, prepared, refit_learnt):
         site = _site_rows(together[0], features, own, seed)
         for one in together:
             table += _named(site, one.name, "")
-            for protocol, rows in _regressed(results, one, features, own, task, metric, n_resamples, seed):
-                table += _named(rows, one.name, protocol)
+            for fold_set in folds:
+                rows = _regressed(results, fold_set, one, features, own, task, n_resamples, seed)
+                table += _named(rows, one.name, fold_set[0].protocol)
     return pd.DataFrame(table, columns=list(CONFOUND_COLUMNS))
 
 
-def _named(rows: Iterator[Row] | list[Row], model: str, protocol: str) -> list[dict[str, Any]]:
-    return [dict(zip(CONFOUND_COLUMNS, (model, protocol, *row), strict=True)) for row in rows]
+def _named(rows: Iterable[Row], model: str, protocol: str) -> list[dict[str, Any]]:
+    known = [row for row in rows if np.isfinite(row[2])]
+    return [dict(zip(CONFOUND_COLUMNS, (model, protocol, *row), strict=True)) for row in known]
 
 
 def describe_people(cohort: Cohort, task: Task) -> pd.DataFrame:
@@ -346,11 +358,12 @@ def _strata(predictions: pd.DataFrame, people: pd.DataFrame, metric: str, n_resa
         return lambda weights: value_of(taken, Weights(weights.people * members, weights.repeats))
 
     for name, strata in _members(here).items():
-        kept = [(label, members) for label, members in strata if _enough(y[members], metric)]
+        kept = [(label, members) for label, members in strata if _n_relevant(y[members], metric) >= LEAST_PEOPLE]
         if len(kept) < 2:
             continue
         for label, members in kept:
-            found = people_interval(within(members), predictions, n_resamples, seed)
+            n = _n_relevant(y[members], metric)
+            found = people_interval(within(members), predictions, n_resamples, seed, metric=metric, n_relevant=n)
             yield (name, f"{metric} {label}", *found, int(members.sum()))
         (one, first), (other, last) = kept[0], kept[-1]
         gap = people_interval(_less(within(last), within(first)), predictions, n_resamples, seed)
@@ -374,9 +387,10 @@ def _members(people: pd.DataFrame) -> dict[str, list[tuple[str, np.ndarray]]]:
     return found
 
 
-def _enough(y: np.ndarray, metric: str) -> bool:
+def _n_relevant(y: np.ndarray, metric: str) -> int:
+    """People that a value of the metric rests on: of an AUC those of the smaller class."""
     counts = [len(y)] if metric == "r" else [int((y == label).sum()) for label in (0, 1)]
-    return min(counts) >= LEAST_PEOPLE
+    return min(counts)
 
 
 def _less(
@@ -387,8 +401,12 @@ def _less(
 
 def _shared(own: Labelled, prepared: list[Prepared], refit_learnt: bool) -> Iterator[tuple[list[Prepared], np.ndarray]]:
     """Models that start from the same features, and those features, one set in memory at a time."""
-    kinds = {"transform", "prepare"} if refit_learnt else {"transform"}
-    waiting = [one for one in prepared if one.kind in kinds]
+
+    def suits(one: Prepared) -> bool:
+        # Around a pipeline (labels that are shuffled) the step that is fitted cannot be taken off.
+        return one.kind == "transform" or (refit_learnt and one.kind == "prepare" and isinstance(one.model, Pipeline))
+
+    waiting = [one for one in prepared if suits(one)]
     while waiting:
         together = [one for one in waiting if one.shares_with(waiting[0])]
         waiting = [one for one in waiting if not one.shares_with(together[0])]
@@ -443,53 +461,61 @@ def _site_reader(n_rows: int, n_columns: int, n_sites: int) -> Any:
     return make_pipeline(StandardScaler(), RidgeClassifier(alpha=1e3, class_weight="balanced"))
 
 
+def _first_folds(results: Results, own: Labelled) -> list[list[Fold]]:
+    """Folds of the first repeat of each protocol of `REGRESSED_PROTOCOLS`, as the models were tested on them."""
+    table = results.tables.get("folds")
+    if table is None:
+        return []
+    table = table[table["protocol"].isin(REGRESSED_PROTOCOLS)]
+    table = table[table["repeat"] == table.groupby("protocol")["repeat"].transform("min")]
+    return [folds_of(part, own) for _, part in table.groupby("protocol", sort=False)]
+
+
 def _regressed(
-    results: Results, one: Prepared, features: np.ndarray, own: Labelled, task: Task, metric: str, n_resamples: int,
-    seed: int,
-) -> Iterator[tuple[str, list[Row]]]:  # fmt: skip
-    """The metric before and after covariate regression, for each protocol whose training sides are known."""
+    results: Results, folds: list[Fold], one: Prepared, features: np.ndarray, own: Labelled, task: Task,
+    n_resamples: int, seed: int,
+) -> list[Row]:  # fmt: skip
+    """The metric before and after covariate regression, on the folds of one repeat of a protocol."""
     columns = [name for name in task.covariates if name != task.target and name in own.cohort.table]
     table = results.predictions
-    table = table[(table["model"] == one.name) & table["protocol"].isin(REGRESSED_PROTOCOLS)]
-    if not columns or isinstance(one.step, Covariates):
-        return
-    value_of = find_metric(metric)
-    for protocol, rows in table.groupby("protocol", sort=False):
-        before = rows[rows["repeat"] == rows["repeat"].min()].reset_index(drop=True)
-        after = before.assign(y_score=_scores_without(before, one, features, own, columns))
-        old, new = Predictions.of(before), Predictions.of(after)
-        statistics = {
-            f"{metric} before regression of {', '.join(columns)}": partial(value_of, old),
-            f"{metric} after regression of {', '.join(columns)}": partial(value_of, new),
-            f"change of {metric}": _less(partial(value_of, new), partial(value_of, old)),
-        }
-        yield (
-            str(protocol),
-            [
-                ("covariates", item, *people_interval(statistic, before, n_resamples, seed), len(old.people))
-                for item, statistic in statistics.items()
-            ],
-        )
+    before = table[(table["model"] == one.name) & (table["protocol"] == folds[0].protocol)]
+    before = before[before["repeat"] == folds[0].repeat].reset_index(drop=True)
+    # What is left of matrices (of the networks) after a regression is no correlation matrix any more.
+    matrices = one.kind == "transform" and features.ndim > 2
+    if before.empty or not columns or isinstance(one.step, Covariates) or matrices:
+        return []
+    metric = METRIC[results.kind]
+    after = before.assign(y_score=_scores_without(before, folds, one, features, own, columns, task.site))
+    old, new = (partial(find_metric(metric), Predictions.of(scores)) for scores in (before, after))
+    values = {
+        f"{metric} before regression of {', '.join(columns)}": metric_interval(
+            before, metric, n_resamples=n_resamples, seed=seed
+        ),
+        f"{metric} after regression of {', '.join(columns)}": metric_interval(
+            after, metric, n_resamples=n_resamples, seed=seed
+        ),
+        f"change of {metric}": people_interval(_less(new, old), before, n_resamples, seed),
+    }
+    n = before["participant_id"].nunique()
+    return [("covariates", item, *found, n) for item, found in values.items()]
 
 
 def _scores_without(
-    before: pd.DataFrame, one: Prepared, features: np.ndarray, own: Labelled, columns: list[str]
-) -> np.ndarray:
+    before: pd.DataFrame, folds: list[Fold], one: Prepared, features: np.ndarray, own: Labelled, columns: list[str],
+    site: str,
+) -> np.ndarray:  # fmt: skip
     """Scores (n_rows,) of the tested people of one repeat, from features without the covariates, on the same folds."""
     people = own.people.participant
-    tested = np.isin(people, before["participant_id"].to_numpy(str))
     scores = pd.Series(np.nan, index=before.index)
-    for fold, part in before.groupby("fold"):
-        test = np.flatnonzero(np.isin(people, part["participant_id"].to_numpy(str)))
-        train = np.flatnonzero(tested & ~np.isin(own.people.group, own.people.group[test]))
-        refuse_overlap(own.people.group[train], own.people.group[test], f"Fold {fold} of the confound card")
-        known, new = _table_of(one, features[train], features[test], own.people.y[train])
-        regression = CovariateRegression(columns).fit(own.cohort.select(train), known)
-        known = regression.residuals(own.cohort.select(train), known)
-        new = regression.residuals(own.cohort.select(test), new)
+    for fold in folds:
+        part = before[before["fold"] == fold.fold]
+        known, new = _table_of(one, features[fold.train], features[fold.test], own.people.y[fold.train])
+        training, tested = own.cohort.select(fold.train), own.cohort.select(fold.test)
+        regression = CovariateRegression(columns, site).fit(training, known)
         last = one.model[1:] if one.kind == "prepare" else one.model
-        fitted = fit_model(clone(last), known, own.people.y[train], own.people.group[train])
-        values, _ = predicted(fitted, new, own.people.continuous)
-        means = pd.Series(values, index=people[test]).groupby(level=0).mean()
+        known = regression.residuals(training, known)
+        fitted = fit_model(clone(last), known, own.people.y[fold.train], own.people.group[fold.train])
+        values, _ = predicted(fitted, regression.residuals(tested, new), own.people.continuous)
+        means = pd.Series(values, index=people[fold.test]).groupby(level=0).mean()
         scores[part.index] = means.reindex(part["participant_id"].astype(str)).to_numpy()
     return scores.to_numpy()

@@ -21,7 +21,7 @@ from openbrainmass.evaluation.leakage import refuse_prefitted
 from openbrainmass.evaluation.prepared import Features, Parts, Prepared, prepare
 from openbrainmass.evaluation.protocols import PROTOCOLS
 from openbrainmass.evaluation.results import PREDICTION_COLUMNS, Results
-from openbrainmass.evaluation.runs import TRANSDUCTIVE, Entry, Run, Side, fit_and_test
+from openbrainmass.evaluation.runs import OWN_THRESHOLD, TRANSDUCTIVE, Entry, Run, Side, fit_and_test
 from openbrainmass.evaluation.splits import Fold
 from openbrainmass.evaluation.statistics import interval_method
 from openbrainmass.evaluation.tasks import Task
@@ -46,7 +46,7 @@ def evaluate(
     n_splits: int = 100,
     few_shot: Sequence[int] = (1, 2, 5, 10, 20, 50),
     n_draws: int = 20,
-    folds: Sequence[Fold] | str | Path | None = None,
+    folds: Sequence[Fold] | pd.DataFrame | str | Path | None = None,
     seed: int = 0,
     n_jobs: int = 1,
     site_models: Mapping[str, Any] | None = None,
@@ -88,8 +88,9 @@ def evaluate(
         Labelled training people of each class.
     n_draws : int
         Repeats of few-shot (each a new partition into folds and a new draw in each fold).
-    folds : sequence of Fold or path, optional
-        Folds of one's own, or a ``folds.tsv``, instead of those of `protocols`; they are checked first.
+    folds : sequence of Fold, DataFrame or path, optional
+        Folds of one's own, a table of them (``results.tables["folds"]``) or a ``folds.tsv``, instead of those of
+        `protocols`; they are checked first.
     seed : int
         Of every split and draw.
     n_jobs : int
@@ -121,7 +122,7 @@ def evaluate(
     target = test_task or task
     own = labelled(cohort, task, [target.target])
     other = labelled(test_cohort, target, [task.target]) if test_cohort is not None else None
-    design = Design(n_folds, n_repeats, n_splits, tuple(few_shot), n_draws, seed)
+    design = Design(int(n_folds), int(n_repeats), int(n_splits), _sizes(few_shot), int(n_draws), int(seed))
     chosen, notes = _chosen_folds(folds, own, other, protocols, design)
     plan = [(prepare(name, model), chosen) for name, model in models.items()]
     at_sites = [fold for fold in chosen if fold.protocol == "site-held-out"]
@@ -137,20 +138,20 @@ def evaluate(
         "test_cohort": other.facts if other is not None else None,
         "protocols": list(dict.fromkeys(fold.protocol for fold in chosen)),
         "intervals": {fold.protocol: interval_method(fold.protocol) for fold in chosen},
-        "transductive": transductive,
+        "transductive": bool(transductive),
         "folds": "handed over" if folds is not None else "made",
         **{name: getattr(design, name) for name in ("n_folds", "n_repeats", "n_splits", "n_draws", "seed")},
-        "few_shot": list(few_shot),
+        "few_shot": list(design.few_shot),
         "models": {name: _text(model) for name, model in models.items()},
         "site_models": {name: _text(model) for name, model in site_models.items()},
-        "notes": notes + _remarks(predictions, own, other, transductive),
+        "notes": notes + _thresholds(tables) + _remarks(predictions, own, other, transductive),
         "software": _software(),
     }
     return Results(predictions, settings, {"folds": folds_table(chosen, own, other)})
 
 
 def _chosen_folds(
-    folds: Sequence[Fold] | str | Path | None,
+    folds: Sequence[Fold] | pd.DataFrame | str | Path | None,
     own: Labelled,
     other: Labelled | None,
     protocols: Sequence[str],
@@ -164,7 +165,7 @@ def _chosen_folds(
                 f"No protocol can be done on cohort {own.cohort.name}: {' '.join(notes)} Choose another."
             )
         return chosen, notes
-    given = folds_of(read_folds(folds), own, other) if isinstance(folds, (str, Path)) else list(folds)
+    given = folds_of(read_folds(folds), own, other) if isinstance(folds, (pd.DataFrame, str, Path)) else list(folds)
     if not given:
         raise OpenBrainMassError("No fold was handed over; give at least one, or leave folds out and name protocols.")
     check_folds(given, own, other)
@@ -275,6 +276,24 @@ def _check_tasks(task: Task, test_task: Task | None, test_cohort: Cohort | None)
             f"The task {task.name} is a {task.kind} and {test_task.name}, that of the test cohort, a {test_task.kind}; "
             "what a model learns from one it cannot say of the other. Give two of one kind."
         )
+
+
+def _sizes(few_shot: Sequence[int]) -> tuple[int, ...]:
+    if strange := [size for size in few_shot if size < 1 or size != int(size)]:
+        raise OpenBrainMassError(
+            f"few_shot has the size {strange[0]}, and a whole number of labelled people of each class from 1 on was "
+            "expected; without any label, see the protocol external. Leave it out."
+        )
+    return tuple(int(size) for size in few_shot)
+
+
+def _thresholds(tables: list[pd.DataFrame]) -> list[str]:
+    names = dict.fromkeys(name for table in tables for name in table.loc[table[OWN_THRESHOLD], "model"])
+    return [
+        f"The threshold of {name} is not 0: it gives some people another class than the sign of their decision value, and "
+        "the metrics of classes (accuracy, sensitivity and others) are those of the sign."
+        for name in names
+    ]
 
 
 def _remarks(predictions: pd.DataFrame, own: Labelled, other: Labelled | None, transductive: bool) -> list[str]:

@@ -67,13 +67,43 @@ def predicted(model: Any, X: Any, continuous: bool = False) -> tuple[np.ndarray,
     probabilities : ndarray (n_recordings,)
         Of the positive class; NaN where the model gives none.
     """
-    if isinstance(model, Pipeline) and len(model.steps) > 1:
-        # The classifier is asked twice; what comes before it (a tangent space, an encoder) is worth doing once.
-        X, model = model[:-1].transform(X), model.steps[-1][1]
+    model, X = at_its_end(model, X)
     none = np.full(len(X), np.nan)
     if continuous:
         return np.asarray(model.predict(X), dtype=float).reshape(len(X)), none
-    scores = decision_values(model, X)
+    scores = decision_values(model, _kept(X))
     if not hasattr(model, "predict_proba"):
         return scores, none
-    return scores, np.asarray(model.predict_proba(X), dtype=float)[:, 1]
+    return scores, np.asarray(model.predict_proba(_kept(X)), dtype=float)[:, 1]
+
+
+def at_its_end(model: Any, X: Any) -> tuple[Any, Any]:
+    """The last step of a fitted pipeline and what it takes.
+
+    It is asked several times; what comes before it (a tangent space, an encoder) is worth doing once.
+    """
+    if isinstance(model, Pipeline) and len(model.steps) > 1:
+        return model.steps[-1][1], model[:-1].transform(X)
+    return model, X
+
+
+def has_own_threshold(model: Any, X: Any, scores: np.ndarray) -> bool:
+    """Whether a fitted classifier gives a class that the sign of its decision value does not (`FixedThresholdClassifier`).
+
+    Parameters
+    ----------
+    model : fitted classifier
+    X : Cohort, list of ndarray or ndarray
+    scores : ndarray (n_recordings,)
+        Its decision values of them.
+    """
+    if not hasattr(model, "predict"):
+        return False
+    # Next to 0, rounding may decide the one and the other way.
+    clear = np.abs(scores) > 1e-6 * np.max(np.abs(scores), initial=0)
+    return bool(((np.asarray(model.predict(_kept(X))) == 1) != (scores > 0))[clear].any())
+
+
+def _kept(X: Any) -> Any:
+    """Features that a step may change in place, of which the next question needs the original."""
+    return X.copy() if isinstance(X, np.ndarray) else X

@@ -154,13 +154,13 @@ def folds_table(folds: Sequence[Fold], own: Labelled, other: Labelled | None = N
     return table.assign(participant_id=np.concatenate(pieces)).reset_index(drop=True)[list(FOLD_COLUMNS)]
 
 
-def read_folds(path: str | Path) -> pd.DataFrame:
+def read_folds(folds: pd.DataFrame | str | Path) -> pd.DataFrame:
     """Read a table of folds, one's own or anybody's.
 
     Parameters
     ----------
-    path : path
-        A TSV with at least `FOLD_COLUMNS`, such as ``folds.tsv`` of a results folder.
+    folds : DataFrame or path
+        A table, or the path of a TSV, with at least `FOLD_COLUMNS`, such as ``folds.tsv`` of a results folder.
 
     Returns
     -------
@@ -172,7 +172,8 @@ def read_folds(path: str | Path) -> pd.DataFrame:
     OpenBrainMassError
         If a column is missing, a side or a protocol is not known, or repeats and folds are not whole numbers.
     """
-    table = read_tsv(path)
+    path = "The table of folds" if isinstance(folds, pd.DataFrame) else folds
+    table = folds if isinstance(folds, pd.DataFrame) else read_tsv(folds)
     if absent := [column for column in FOLD_COLUMNS if column not in table.columns]:
         raise OpenBrainMassError(
             f"{path} lacks the columns {', '.join(absent)}; a table of folds has {', '.join(FOLD_COLUMNS)}. Add them."
@@ -270,7 +271,8 @@ def check_folds(folds: Sequence[Fold], own: Labelled, other: Labelled | None = N
     ------
     OpenBrainMassError
         If a person is on both sides, or people who belong together are on different ones; a fold of a held-out site
-        has the site on both sides; training holds one class only; or positions are outside of the cohort.
+        has the site on both sides; training holds one class only; a few-shot fold has more labelled people than its
+        name says; somebody is tested twice in one repeat; or positions are outside of the cohort.
     """
     across = external_groups(own.ties, other.ties) if other is not None else None
     for fold in folds:
@@ -294,6 +296,7 @@ def check_folds(folds: Sequence[Fold], own: Labelled, other: Labelled | None = N
                 f"The training side of the fold {where} holds only one {'value' if own.people.continuous else 'class'}, "
                 "so nothing can be learnt from it. Add people of the other, or leave the fold out."
             )
+        _refuse_many_labelled(fold, tested.people, where)
         held = held_out_values(fold.protocol, own.people)
         if held is not None and (shared := sorted(set(held[fold.train]) & set(held[fold.test]))):
             noun = fold.protocol.split("-")[0]
@@ -301,6 +304,7 @@ def check_folds(folds: Sequence[Fold], own: Labelled, other: Labelled | None = N
                 f"The fold {where} claims to hold a {noun} out, but {str(shared[0])!r} is on both sides. Take its people out "
                 "of training, or call the protocol by another name."
             )
+    _refuse_tested_twice(folds, own, other)
 
 
 def held_out_values(protocol: str, people: People) -> np.ndarray | None:
@@ -343,6 +347,42 @@ def _refuse_outside(fold: Fold, own: Labelled, tested: Labelled, where: str) -> 
             )
     if not len(fold.train) or not len(fold.test):
         raise OpenBrainMassError(f"The fold {where} has an empty side. Each side needs people.")
+
+
+def _refuse_many_labelled(fold: Fold, people: People, where: str) -> None:
+    """Refuse a few-shot fold whose labelled people of a class are more than its name says."""
+    shot = few_shot_size(fold.protocol)
+    rows = fold.joining if fold.external else fold.train
+    if shot is None or rows is None:
+        return
+    named, y = people.participant[rows], people.y[rows]
+    most = max(len(np.setdiff1d(named[y == label], named[y != label])) for label in np.unique(y))
+    if most > shot:
+        raise OpenBrainMassError(
+            f"The fold {where} has {most} labelled people of one class, and {shot} were expected by its name. Name it after "
+            "their number, or take people out of its training side."
+        )
+
+
+def _refuse_tested_twice(folds: Sequence[Fold], own: Labelled, other: Labelled | None) -> None:
+    """Refuse several splits in one repeat, which the intervals and tests would take for one partition of the people."""
+    numbered: set[tuple[str, int, int]] = set()
+    tested: dict[tuple[str, int], set[str] | set[int]] = {}
+    for fold in folds:
+        where = f"{fold.protocol}, repeat {fold.repeat}, fold {fold.fold}"
+        if (fold.protocol, fold.repeat, fold.fold) in numbered:
+            raise OpenBrainMassError(f"There are two folds {where}. Give each its own number of repeat and fold.")
+        numbered.add((fold.protocol, fold.repeat, fold.fold))
+        cohort = own if not fold.external or other is None else other
+        names = cohort.people.participant
+        # Who was scanned at two sites is rightly tested at both, with other recordings.
+        unit = np.arange(len(names)) if held_out_values(fold.protocol, own.people) is not None else names
+        before = tested.setdefault((fold.protocol, fold.repeat), set())
+        if twice := sorted(names[row] for row in fold.test if unit[row] in before):
+            raise OpenBrainMassError(
+                f"The fold {where} tests {twice[0]} twice in one repeat. Give each random split a repeat of its own."
+            )
+        before.update(unit[fold.test].tolist())
 
 
 def _refuse_both_sides(

@@ -11,7 +11,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from openbrainmass.evaluation.baselines import Connectome, ScoreSum, ShuffledLabels
 from openbrainmass.evaluation.fitting import asks_for_groups, fit_model
-from openbrainmass.evaluation.prepared import Parts, flat_steps, of_parts, same_step, take
+from openbrainmass.evaluation.prepared import Parts, copied, of_parts, same_step, take
+from openbrainmass.evaluation.probes import flat_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +147,7 @@ class SharedSteps:
                 fitted, train = self._fit(step, sides[0])
                 found = (source, step, fitted, (train, fitted.transform(sides[1])))
                 self._fitted.append(found)
-            source, sides = found[2], found[3]
+            source, sides = found[2], (copied(found[3][0]), copied(found[3][1]))
             front.append(source)
         return front, last, *sides
 

@@ -20,6 +20,7 @@ from openbrainmass.evaluation.statistics import (
     metric_interval,
     resampled,
     smallest_difference,
+    within_range,
 )
 
 CURVE_COLUMNS = ("protocol", "model", "k", "metric", "value", "low", "high", "n_draws", "saw_test_people")
@@ -165,12 +166,10 @@ def _area(
     alone = 1 - np.eye(len(people), dtype=np.float32)
     low, high = bca_bounds(value, samples, resampled(area, Weights(alone, np.repeat(ones, len(people), axis=0))))
     stretch = max(Overlap.of(table).stretch for table in tables)
-    return (
-        value,
-        value + stretch * (low - value),
-        value + stretch * (high - value),
-        bootstrap_p(value + stretch * (samples - value)),
-    )
+    low, high = value + stretch * (low - value), value + stretch * (high - value)
+    if not second:
+        low, high = within_range(metric, low, high)
+    return value, low, high, bootstrap_p(value + stretch * (samples - value))
 
 
 def _trapezoid_weights(places: np.ndarray) -> np.ndarray:

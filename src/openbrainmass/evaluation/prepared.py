@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ from sklearn.utils import get_tags
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.baselines import ScoreSum, ShuffledLabels, accept_recordings
+from openbrainmass.evaluation.probes import flat_steps
 
 
 class Parts:
@@ -100,7 +102,9 @@ class Prepared:
         features = np.asarray(compute(cohort))
         # What is computed once for all folds must not depend on who else is there, or it carries test people into training.
         alone = np.asarray(compute(cohort.select([0])))
-        if len(features) != len(cohort) or not np.allclose(alone[0], features[0], rtol=1e-3, atol=1e-3, equal_nan=True):
+        # Relative to the largest value, since features have any unit: edges are near 1, variances of BOLD near 1e-6.
+        near = 1e-3 * float(np.max(np.abs(features), where=np.isfinite(features), initial=0))
+        if len(features) != len(cohort) or not np.allclose(alone[0], features[0], rtol=1e-3, atol=near, equal_nan=True):
             raise OpenBrainMassError(
                 f"The first step of {self.name} ({type(step).__name__}) says that it needs no fitting, but the features "
                 "of a recording change with the recordings around it. Set its scikit-learn tag requires_fit to True."
@@ -159,15 +163,16 @@ def of_parts(model: ScoreSum, estimators: Sequence[Any]) -> ScoreSum:
     return clone(model).set_params(estimators=list(zip(labels, own, strict=True)))
 
 
-def flat_steps(model: Pipeline) -> list[Any]:
-    """Steps of a pipeline, those of pipelines within it in their place."""
-    steps = [step for _, step in model.steps if step is not None and step != "passthrough"]
-    return [part for step in steps for part in (flat_steps(step) if isinstance(step, Pipeline) else [step])]
-
-
 def take(features: Any, rows: np.ndarray) -> Any:
     """Some rows of features: of a cohort, of an array, or of the parts of a sum."""
     return features.select(rows) if isinstance(features, Cohort) else features[rows]
+
+
+def copied(features: Any) -> Any:
+    """Features to hand on where others still need them: a step that changes them in place (``copy=False``) spoils these only."""
+    if isinstance(features, Parts):
+        return Parts([copied(own) for own in features.values])
+    return features if isinstance(features, Cohort) else deepcopy(features)
 
 
 def same_step(one: Any, other: Any) -> bool:

@@ -218,6 +218,12 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(lengths > 0, lengths, 1)
 
 
+def flat_steps(model: Pipeline) -> list[Any]:
+    """Steps of a pipeline, those of pipelines within it in their place."""
+    steps = [step for _, step in model.steps if step is not None and step != "passthrough"]
+    return [part for step in steps for part in (flat_steps(step) if isinstance(step, Pipeline) else [step])]
+
+
 def decision_values(estimator: Any, X: Any) -> np.ndarray:
     """Decision values (n,) of a fitted two-class classifier; 0 is the threshold.
 

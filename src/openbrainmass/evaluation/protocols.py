@@ -16,7 +16,7 @@ POOLED_PROTOCOLS = frozenset({"site-held-out", "cohort-held-out", "external"})
 RESAMPLED_PROTOCOLS = frozenset({"k-fold", "random-splits", "paper-split"})
 """Protocols that repeat a random split of all people."""
 
-_FEW_SHOT = re.compile(r"(external-)?few-shot-(\d+)")
+_FEW_SHOT = re.compile(r"(external-)?few-shot-([1-9]\d*)")
 
 
 def few_shot_size(protocol: str) -> int | None:

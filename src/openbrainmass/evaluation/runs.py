@@ -11,15 +11,18 @@ from sklearn.base import clone
 
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
-from openbrainmass.evaluation.fitting import fit_model, predicted
+from openbrainmass.evaluation.fitting import at_its_end, fit_model, has_own_threshold, predicted
 from openbrainmass.evaluation.fronts import Front, SharedSteps, fit_front
 from openbrainmass.evaluation.labelled import joined
 from openbrainmass.evaluation.leakage import has_met, seen_identities
-from openbrainmass.evaluation.prepared import Parts, Prepared, take
+from openbrainmass.evaluation.prepared import Parts, Prepared, copied, take
 from openbrainmass.evaluation.splits import Fold, People
 
 TRANSDUCTIVE = " (transductive)"
 """Ends the name of a model in rows for which what needs no label was learnt from the test cohort's recordings, too."""
+
+OWN_THRESHOLD = "own_threshold"
+"""Column of what `fit_and_test` returns: whether the model has a threshold of its own (see `has_own_threshold`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +92,7 @@ def fit_and_test(run: Run) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        With ``PREDICTION_COLUMNS``, one row a test person.
+        With ``PREDICTION_COLUMNS`` and `OWN_THRESHOLD`, one row a test person.
     """
     first = run.folds[0]
     if first.external and run.other is not None:
@@ -122,24 +125,28 @@ def _few_shot(run: Run, entry: Entry, unlabelled: np.ndarray) -> list[pd.DataFra
     for fold in run.folds:
         rows = np.flatnonzero(np.isin(unlabelled, fold.train))
         last = fit_model(clone(front.last), take(known, rows), *run.labels(unlabelled[rows]))
-        tables.append(_predictions(run, entry, fold, run.own, [front, last], *_said(run, last, test)))
+        tables.append(_predictions(run, entry, fold, run.own, [front, last], *_said(run, last, copied(test))))
     return tables
 
 
 def _external(run: Run, entry: Entry, other: Side) -> list[pd.DataFrame]:
     """Zero-shot, k people of the test cohort that join, and both again with the test cohort's recordings in view."""
-    mine = take(entry.features, run.folds[0].train)
-    few_shot = any(fold.joining is not None for fold in run.folds)
-    found = fit_front(entry.prepared.model, mine) if few_shot or run.transductive else None
-    again = found[0].refitted(entry.other_features) if run.transductive and found is not None else None
-    ways: list[tuple[str, Front | None, Any, Any]] = [("", None, mine, entry.other_features)]
-    if found is not None and few_shot:
-        ways = [("", found[0], found[1], found[0].transform(entry.other_features))]
+    mine, theirs = take(entry.features, run.folds[0].train), entry.other_features
+    zero_shot = [fold for fold in run.folds if fold.joining is None]
+    few_shot = [fold for fold in run.folds if fold.joining is not None]
+    found = fit_front(entry.prepared.model, copied(mine)) if few_shot or run.transductive else None
+    again = found[0].refitted(copied(theirs)) if run.transductive and found is not None else None
+    # Zero-shot is the same whether few-shot is asked for or not, also of a step that takes labels where it gets them.
+    ways: list[tuple[str, list[Fold], Front | None, Any, Any]] = [("", zero_shot, None, mine, theirs)]
+    if few_shot and found is not None:
+        ways.append(("", few_shot, found[0], found[1], found[0].transform(copied(theirs))))
+    elif few_shot:
+        ways.append(("", few_shot, None, mine, theirs))
     if found is not None and again is not None:
-        ways.append((TRANSDUCTIVE, again, found[1], again.transform(entry.other_features)))
+        ways.append((TRANSDUCTIVE, run.folds, again, found[1], again.transform(copied(theirs))))
     tables = []
-    for ending, front, mine, theirs in ways:
-        for fold in run.folds:
+    for ending, folds, front, mine, theirs in ways:
+        for fold in folds:
             table = _adapted(run, entry, fold, other, front, mine, theirs)
             tables.append(table.assign(model=entry.prepared.name + ending))
     return tables
@@ -150,7 +157,9 @@ def _adapted(
 ) -> pd.DataFrame:
     """Fit to the training cohort and those of the test cohort who join; test others of the test cohort."""
     y, groups = run.labels(fold.train)
-    if fold.joining is not None:
+    if fold.joining is None:
+        mine = copied(mine)
+    else:
         mine = _stacked(mine, take(theirs, fold.joining))
         y = np.concatenate([y, other.people.y[fold.joining]])
         groups = np.concatenate([groups, other.people.group[fold.joining] + groups.max() + 1])
@@ -167,8 +176,10 @@ def _stacked(one: Any, two: Any) -> Any:
     return np.concatenate([one, two])
 
 
-def _said(run: Run, model: Any, X: Any) -> tuple[np.ndarray, np.ndarray]:
-    return predicted(model, X, run.own.people.continuous)
+def _said(run: Run, model: Any, X: Any) -> tuple[np.ndarray, np.ndarray, bool]:
+    model, X = at_its_end(model, X)
+    scores, probabilities = predicted(model, X, run.own.people.continuous)
+    return scores, probabilities, not run.own.people.continuous and has_own_threshold(model, X, scores)
 
 
 def _predictions(
@@ -179,6 +190,7 @@ def _predictions(
     fitted: list[Any],
     scores: np.ndarray,
     probabilities: np.ndarray,
+    own_threshold: bool,
 ) -> pd.DataFrame:
     """Rows of the predictions table: one a test person, the mean over their recordings."""
     if not np.isfinite(scores).all():
@@ -217,6 +229,7 @@ def _predictions(
         fold=fold.fold,
         model=entry.prepared.name,
         n_train=len(names) + len(joining),
+        **{OWN_THRESHOLD: own_threshold},
     )
 
 

@@ -201,9 +201,9 @@ def k_fold(people: People, n_folds: int, n_repeats: int, seed: int) -> list[Fold
             f"The {_smaller(people)} {smallest} people, which cannot be spread over {n_folds} folds. At least two "
             "folds and one person of each class a fold are needed; ask for fewer folds (n_folds) or bring more people."
         )
-    strata = _strata(groups)
-    if strata.value_counts().max() < n_folds:
-        strata = groups["y"].astype(str)
+    # scikit-learn refuses strata all of which have fewer people than there are folds; the coarsest is everybody.
+    finest_first = (_strata(groups), groups["y"].astype(str), pd.Series("", index=groups.index))
+    strata = next(one for one in finest_first if one.value_counts().max() >= n_folds)
     folds = []
     for repeat in range(n_repeats):
         splitter = StratifiedKFold(n_folds, shuffle=True, random_state=_seed(seed, 0, repeat))
@@ -322,7 +322,7 @@ def few_shot_folds(
     """k labelled people of each class, drawn from the training side of a k-fold; the fold's test people are tested.
 
     The protocol of each fold is ``few-shot-k``. Draws are nested: the person of k = 1 is one of those of k = 2. Of a
-    family at most one is drawn. The folds of one draw follow each other, with the same test people.
+    family at most one is drawn, of either class. The folds of one draw follow each other, with the same test people.
 
     Returns
     -------
@@ -338,6 +338,7 @@ def few_shot_folds(
         rng = np.random.default_rng([seed, 3, base.repeat, base.fold])
         labels = people.y[base.train]
         drawn = [rng.permutation(_one_of_each_group(people, base.train[labels == label])) for label in (0, 1)]
+        drawn = _of_other_groups(people, drawn)
         too_large |= {size for size in sizes if size > min(len(of_class) for of_class in drawn)}
         for size in sorted(set(sizes)):
             chosen = np.concatenate([of_class[:size] for of_class in drawn])
@@ -385,6 +386,22 @@ def external_few_shot_folds(
 def _one_of_each_group(people: People, rows: np.ndarray) -> np.ndarray:
     _, first = np.unique(people.group[rows], return_index=True)
     return people.participant[rows][first]
+
+
+def _of_other_groups(people: People, drawn: list[np.ndarray]) -> list[np.ndarray]:
+    """People of each class, in turn the next one of whose family, which may have both classes, nobody stands before."""
+    group = dict(zip(people.participant, people.group, strict=True))
+    if not {group[name] for name in drawn[0]} & {group[name] for name in drawn[1]}:
+        return drawn
+    kept: list[list[str]] = [[], []]
+    waiting, taken = [iter(names) for names in drawn], set()
+    while True:
+        for names, rest in zip(kept, waiting, strict=True):
+            name = next((name for name in rest if group[name] not in taken), None)
+            if name is None:
+                return [np.array(names, dtype=str) for names in kept]
+            taken.add(group[name])
+            names.append(name)
 
 
 def _strata(groups: pd.DataFrame) -> pd.Series:

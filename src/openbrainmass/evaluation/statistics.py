@@ -149,7 +149,8 @@ class Overlap:
         """Count folds, test and training people of one protocol and model."""
         folds = table.groupby(["repeat", "fold"]).agg(test=("participant_id", "size"), train=("n_train", "first"))
         n_folds, n_repeats = len(folds), table["repeat"].nunique()
-        if n_folds == 1:
+        # Nobody of a test cohort trains, in however many folds it was handed over.
+        if n_folds == 1 or table["protocol"].iloc[0] == "external":
             return cls(1.0, 0.0, 0.0)
         each = n_folds / n_repeats
         shot = few_shot_size(str(table["protocol"].iloc[0]))
@@ -191,7 +192,7 @@ def interval_method(protocol: str) -> str:
     if protocol == "external":
         return method
     draws = " and draws" if few_shot_size(protocol) is not None else ""
-    return f"{method}{draws}, widened because test people also train"
+    return f"{method}{draws}, widened where test people of one fold train another"
 
 
 def metric_interval(
@@ -219,14 +220,15 @@ def metric_interval(
         lambda weights: function(predictions, weights), predictions, n_resamples=n_resamples, seed=seed
     )
     stretch = Overlap.of(table).stretch
-    low, high = _within_range(metric, value + stretch * (low - value), value + stretch * (high - value))
+    low, high = within_range(metric, value + stretch * (low - value), value + stretch * (high - value))
     if low == high and value in (0.0, 1.0) and metric not in RANGES:
         bound = 0.025 ** (1 / _n_relevant(predictions, metric))
         low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
     return value, low, high
 
 
-def _within_range(metric: str, low: float, high: float) -> tuple[float, float]:
+def within_range(metric: str, low: float, high: float) -> tuple[float, float]:
+    """Bounds of a metric cut off where it has no values."""
     lowest, highest = RANGES.get(metric, (0.0, 1.0))
     return float(np.clip(low, lowest, highest)), float(np.clip(high, lowest, highest))
 

@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.evaluation.fitting import fit_model
 from openbrainmass.evaluation.probes import LogisticProbe, make_probe
 
 GRIDS: dict[str, dict[str, dict[str, list[Any]]]] = {
@@ -181,7 +182,8 @@ class Calibrated(ClassifierMixin, BaseEstimator):
         """Fit to features (n_rows, n_columns) and classes; `groups` (n_rows,) names the person of each row."""
         groups = np.arange(len(y)) if groups is None else groups
         folds = list(PeopleFolds(self.n_folds, self.seed).split(X, y, groups))
-        self.calibrated_ = CalibratedClassifierCV(self.estimator, method="sigmoid", ensemble=False, cv=folds).fit(X, y)
+        calibrator = CalibratedClassifierCV(self.estimator, method="sigmoid", ensemble=False, cv=folds)
+        self.calibrated_ = fit_model(calibrator, X, y, groups)
         self.classes_ = self.calibrated_.classes_
         return self
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from openbrainmass.evaluation.protocols import few_shot_size
+from openbrainmass.evaluation.runs import TRANSDUCTIVE
 from openbrainmass.report.figures import SOFT, Line, Picture, coverage_chart, few_shot_curve
 from openbrainmass.report.folders import ResultsFolder
 from openbrainmass.report.tables import Cell, Table
@@ -18,15 +19,31 @@ from openbrainmass.report.wording import DASH, interval, listing, number
 MOST_LINES = 6
 """Models that are drawn besides the pretrained ones; the table holds them all."""
 
+MOST_BANDS = 2
+"""Bands that can be told apart where they cross."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the line of a model is drawn (see `Line`)."""
+
+    color: str
+    strong: bool
+    dash: tuple[int, ...]
+
+    def line(self, label: str, x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray) -> Line:
+        """A line of this look, without a band."""
+        return Line(label, x, y, low, high, self.color, self.strong, dash=self.dash)
+
 
 @dataclass(frozen=True)
 class CurveView:
-    """One chart with what it asks, its legend (label, colour) and its numbers."""
+    """One chart with what it asks, its lines for the legend, and its numbers."""
 
     title: str
     asks: str
     picture: Picture
-    legend: tuple[tuple[str, str], ...]
+    legend: tuple[Line, ...]
     table: Table
     areas: Table | None = None
 
@@ -43,8 +60,8 @@ def few_shot_views(results: ResultsFolder) -> tuple[CurveView, ...]:
         (
             "external-few-shot-",
             "Zero-shot and few-shot in another cohort",
-            "0: the probe of the training cohort, without any label of the other one. Then: only the given number of "
-            "people per class of the other cohort train the probe, tested on its other people.",
+            "0: the training cohort alone trains the probe, without any label of the other one. Then: the given number "
+            "of people per class of the other cohort join the training cohort; other people of it are tested.",
         ),
     ):
         found = _sizes(results, family)
@@ -79,38 +96,43 @@ def _few_shot_view(
     models = list(dict.fromkeys(model for table in tables.values() for model in table.index))
     last = max(tables)
     models.sort(key=lambda model: -float(tables[last]["value"].get(model, -np.inf)))
-    looks = line_colors(models)
+    looks = line_looks(models)
     lines, rows = [], []
     for model in models:
         have = [k for k in tables if model in tables[k].index]
         cells = [tables[k].loc[model] for k in have]
         y, low, high = (np.array([float(cell[name]) for cell in cells]) for name in ("value", "low", "high"))
         if model in looks:
-            lines.append(Line(model, np.array(have, float), y, low, high, looks[model], role(model) == "own"))
+            lines.append(looks[model].line(model, np.array(have, float), y, low, high))
         by_k = dict(zip(have, cells, strict=True))
         rows.append((model, *(_score_cell(by_k.get(k)) for k in tables)))
     lines = _banded(lines)
     unit = scale(results)
-    caption = f"Bands: 95 % intervals of {listing([line.label for line in lines if line.strong])}; dashed line: chance."
+    caption = f"{_bands(lines)}; thin dashed line: {unit.line}."
     shown = few_shot_curve(
         lines, title=f"{unit.title} by number of labelled people per class", caption=caption, metric=unit.title
     )
     columns = ("Model", *(str(k) for k in tables))
-    told = f"{unit.title} by labelled people per class."
+    told = f"{unit.title} by labelled people per class, with 95 % intervals."
     table = Table(columns, tuple(rows), frozenset(range(1, len(columns))), told)
-    return CurveView(title, asks, shown, tuple((line.label, line.color) for line in lines), table, areas)
+    return CurveView(title, asks, shown, tuple(lines), table, areas)
 
 
 def _score_cell(row: pd.Series | None) -> Cell:
-    return Cell(DASH) if row is None else Cell(number(row["value"]))
+    return Cell(DASH) if row is None else Cell(number(row["value"]), interval(row["low"], row["high"]))
 
 
 def _banded(lines: list[Line]) -> list[Line]:
-    """The best line has a band where no pretrained model is there to have one."""
-    if not lines or any(line.strong for line in lines):
-        return lines
-    first = lines[0]
-    return [Line(first.label, first.x, first.y, first.low, first.high, first.color, True), *lines[1:]]
+    """Whole lines of pretrained models have bands, else the best line; more than two bands would hide each other."""
+    own = [place for place, line in enumerate(lines) if line.strong and not line.dash]
+    chosen = own[:MOST_BANDS] or [0]
+    return [
+        replace(line, band=place in chosen, strong=line.strong or place in chosen) for place, line in enumerate(lines)
+    ]
+
+
+def _bands(lines: Sequence[Line]) -> str:
+    return f"Bands: 95 % intervals of {listing([line.label for line in lines if line.band])}"
 
 
 def coverage_view(results: ResultsFolder, protocol: str | None) -> CurveView | None:
@@ -121,23 +143,23 @@ def coverage_view(results: ResultsFolder, protocol: str | None) -> CurveView | N
     table = table[table["protocol"] == protocol]
     full = table.sort_values("wanted", ascending=False).drop_duplicates("model").set_index("model")["accuracy"]
     models = sorted(full.index, key=lambda model: -float(full[model]))
-    looks = line_colors(models)
+    looks = line_looks(models)
     lines = []
     for model in models:
         part = table[(table["model"] == model) & table["accuracy"].notna()].sort_values("coverage")
         if model in looks and len(part):
             x, y, low, high = (part[name].to_numpy(float) for name in ("coverage", "accuracy", "low", "high"))
-            lines.append(Line(model, x, y, low, high, looks[model], role(model) == "own"))
+            lines.append(looks[model].line(model, x, y, low, high))
     if not lines:
         return None
     lines = _banded(lines)
     shown = coverage_chart(
         lines,
         title="Accuracy by share of people answered for",
-        caption=f"Bands: 95 % intervals of {listing([line.label for line in lines if line.strong])}.",
+        caption=f"{_bands(lines)}.",
     )
-    legend = tuple((line.label, line.color) for line in lines)
-    return CurveView("Answers withheld", _rule(table, str(protocol)), shown, legend, _coverage_table(table, models))
+    asks = _rule(table, str(protocol))
+    return CurveView("Answers withheld", asks, shown, tuple(lines), _coverage_table(table, models))
 
 
 def _rule(table: pd.DataFrame, protocol: str) -> str:
@@ -179,11 +201,23 @@ def _answered_cell(row: object) -> Cell:
     return Cell(number(row["accuracy"]), "" if reached == f"{100 * row['wanted']:.0f} %" else reached)
 
 
-def line_colors(models: Sequence[str]) -> dict[str, str]:
-    """Pretrained models in the strong colours, the best baselines in the others; controls are not drawn."""
+def line_looks(models: Sequence[str]) -> dict[str, Look]:
+    """Pretrained models in the strong colours, the best baselines in the others; controls are not drawn.
+
+    A transductive row has the colour of its model and is dashed; where colours come again, the lines differ.
+    """
     own = [model for model in models if role(model) == "own"]
     baselines = [model for model in models if role(model) == "baseline"]
     strong = ("#0072B2", "#D55E00", "#CC79A7")
     pale = (SOFT, "#009E73", "#E69F00", "#56B4E9", "#000000", "#9aa1aa")
-    looks = {model: strong[i % len(strong)] for i, model in enumerate(own)}
-    return looks | dict(zip(baselines[:MOST_LINES], pale, strict=False))
+    return _looks(own, strong, True) | _looks(baselines[:MOST_LINES], pale, False)
+
+
+def _looks(models: Sequence[str], colors: Sequence[str], strong: bool) -> dict[str, Look]:
+    plain = list(dict.fromkeys(model.removesuffix(TRANSDUCTIVE) for model in models))
+    looks = {}
+    for model in models:
+        again, place = divmod(plain.index(model.removesuffix(TRANSDUCTIVE)), len(colors))
+        dashes = ((6, 3), (6, 2, 2, 2)) if model.endswith(TRANSDUCTIVE) else ((), (2, 2))
+        looks[model] = Look(colors[place], strong, dashes[again % 2])
+    return looks

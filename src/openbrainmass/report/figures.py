@@ -273,7 +273,20 @@ def pair_matrix(names: Sequence[str], values: np.ndarray, *, title: str, alt: st
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart with its interval; `low`, `high` and `y` have the length of `x`."""
+    """One line of a chart with its interval.
+
+    Attributes
+    ----------
+    label : str
+    x, y, low, high : ndarray (n_points,)
+    color : str
+    strong : bool
+        Drawn thick.
+    band : bool
+        Drawn with its interval.
+    dash : tuple of int
+        Lengths of its dashes and gaps, in points; empty for a whole line.
+    """
 
     label: str
     x: np.ndarray
@@ -282,19 +295,24 @@ class Line:
     high: np.ndarray
     color: str
     strong: bool = False
+    band: bool = False
+    dash: tuple[int, ...] = ()
 
 
 def _lines(axes: Axes, lines: Sequence[Line], places: Sequence[np.ndarray]) -> None:
-    """Draw lines at places on the axis, the strong ones with a band."""
+    """Draw lines at places on the axis."""
     for line, x in zip(lines, places, strict=True):
         # The point without any label is another fit on other people: nothing leads from it to the others.
         zero = line.x == 0
-        if line.strong:
+        if line.band:
             axes.fill_between(x[~zero], line.low[~zero], line.high[~zero], color=line.color, alpha=0.13, linewidth=0)
             axes.vlines(x[zero], line.low[zero], line.high[zero], color=line.color, alpha=0.45, linewidth=1.6)
         width, dots = (2.2, 5) if line.strong else (1.1, 3)
         style = {"color": line.color, "markersize": dots, "zorder": 3 + line.strong}
-        axes.plot(x[~zero], line.y[~zero], linewidth=width, marker="o", **style)
+        if line.dash:
+            style["markerfacecolor"] = "white"
+        dashes = (0, tuple(length / width for length in line.dash)) if line.dash else "-"
+        axes.plot(x[~zero], line.y[~zero], linewidth=width, linestyle=dashes, marker="o", **style)
         axes.plot(x[zero], line.y[zero], linestyle="none", marker="D", **style)
     axes.spines["left"].set_visible(False)
 
@@ -305,12 +323,14 @@ def few_shot_curve(lines: Sequence[Line], *, title: str, caption: str, metric: s
     figure, axes = _canvas(4.3, 3.2)
     ticks = sorted({float(x) for line in lines for x in line.x})
     least = min([tick for tick in ticks if tick > 0], default=1.0)
+    span = np.log10(max(ticks) / least) if ticks and max(ticks) > least else 1.0
 
-    def place(x: np.ndarray) -> np.ndarray:
-        """Logarithm of the number; none at all stands apart, left of the first."""
-        return np.where(x > 0, np.log10(np.maximum(x, least)), np.log10(least) - 0.35)
+    def place(x: np.ndarray, beside: float = 0.0) -> np.ndarray:
+        """Logarithm of the number; none at all stands apart, left of the first, each line beside the others."""
+        return np.where(x > 0, np.log10(np.maximum(x, least)), np.log10(least) - span * (0.25 - 0.12 * beside))
 
-    _lines(axes, lines, [place(line.x) for line in lines])
+    beside = np.linspace(-1, 1, len(lines)) if len(lines) > 1 else np.zeros(len(lines))
+    _lines(axes, lines, [place(line.x, left) for line, left in zip(lines, beside, strict=True)])
     axes.set_xticks(place(np.array(ticks)), [f"{tick:g}" for tick in ticks])
     axes.grid(False, axis="x")
     axes.axhline(0.5 if metric == "AUC" else 0.0, color=SOFT, linewidth=0.8, linestyle=(0, (3, 3)))

@@ -13,6 +13,7 @@ import pandas as pd
 
 from openbrainmass.durable import read_json, read_json_lines, read_tsv
 from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.report.checked import read_checked, refuse_twice
 
 KINDS = (
     "a store (manifest.json)",
@@ -145,10 +146,12 @@ def read_material(paths: Sequence[str | Path]) -> Material:
     Raises
     ------
     OpenBrainMassError
-        If a path does not exist, is none of the known kinds, or one of its tables is missing or damaged.
+        If a path is given twice, does not exist or is none of the known kinds, one of its tables is missing or
+        damaged, or metrics do not follow from their predictions.
     """
     if not paths:
         raise OpenBrainMassError(f"A report needs at least one folder: {', '.join(KINDS)}. Name what you have.")
+    refuse_twice([Path(path) for path in paths])
     material = Material()
     for path in map(Path, paths):
         _add(material, path)
@@ -209,14 +212,14 @@ def _warnings(records: Sequence[Mapping[str, Any]]) -> tuple[HealthWarning, ...]
 
 def _read_results(path: Path) -> ResultsFolder:
     comparisons = path / "comparisons.tsv"
-    further = {name: path / f"{name}.tsv" for name in SHOWN_TABLES}
+    results, metrics = read_checked(path)
     return ResultsFolder(
         path,
-        read_json(path / "settings.json"),
-        read_tsv(path / "predictions.tsv"),
-        read_tsv(path / "metrics.tsv"),
+        results.settings,
+        results.predictions,
+        metrics,
         read_tsv(comparisons) if comparisons.is_file() else pd.DataFrame(),
-        {name: read_tsv(file) for name, file in further.items() if file.is_file()},
+        {name: table for name, table in results.tables.items() if name in SHOWN_TABLES},
     )
 
 

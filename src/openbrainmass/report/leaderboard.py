@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from openbrainmass.evaluation.statistics import compare, holm
 from openbrainmass.report.long_table import LONG_COLUMNS, Entry, long_table, read_entries
 from openbrainmass.report.rendering import environment
 from openbrainmass.report.tables import Estimate, Fact, Forest, forest
-from openbrainmass.report.verdict import ALPHA, PROTOCOLS, protocol_words, role
+from openbrainmass.report.verdict import ALPHA, PROTOCOLS, SCALES, protocol_words, role
 from openbrainmass.report.wording import DASH, count, interval, listing, number, short_p
 
 RANK_COLUMNS = (
@@ -40,8 +41,7 @@ first row of the rank, and ``p_corrected`` of the paired test of both."""
 RANKED, SAW, CONTROL = "ranked", "saw test people", "control"
 """How a row stands: only the first has a rank."""
 
-NO_EFFECT = {"auc": 0.5, "r2": 0.0}
-METRIC_WORDS = {"auc": "AUC", "r2": "R²"}
+_SCALES = {scale.metric: scale for scale in SCALES.values()}
 # The paired test of few-shot resamples people; more samples would not change on which side of 0.05 a p is.
 _N_RESAMPLES = 1000
 
@@ -294,12 +294,8 @@ def render(boards: Sequence[Board], n_folders: int) -> str:
     """
     package = version("openbrainmass")
     tasks = [
-        (
-            f"task-{place}",
-            title,
-            [_view(board, boards) for board in boards if (board.task, board.title) == (task, title)],
-        )
-        for place, (task, title) in enumerate(dict.fromkeys((board.task, board.title) for board in boards))
+        (f"task-{place}", heading, [_view(board, boards) for board in of_task])
+        for place, (heading, of_task) in enumerate(_sections(boards))
     ]
     return (
         environment()
@@ -313,6 +309,23 @@ def render(boards: Sequence[Board], n_folders: int) -> str:
             columns=LONG_COLUMNS,
         )
     )
+
+
+def _sections(boards: Sequence[Board]) -> list[tuple[str, list[Board]]]:
+    """The boards of each task under its title; tasks of one title are told apart by cohort, else by name."""
+    of_task: dict[tuple[str, str], list[Board]] = {}
+    for board in boards:
+        of_task.setdefault((board.task, board.title), []).append(board)
+    headings = [title for _, title in of_task]
+    # The training cohort alone: who was tested stands above each board.
+    cohorts = [listing(list(dict.fromkeys(b.dataset.partition(" > ")[0] for b in group))) for group in of_task.values()]
+    for further in (cohorts, [task for task, _ in of_task]):
+        times = Counter(headings)
+        headings = [
+            f"{heading} ({more})" if times[heading] > 1 and more else heading
+            for heading, more in zip(headings, further, strict=True)
+        ]
+    return list(zip(headings, of_task.values(), strict=True))
 
 
 def _facts(boards: Sequence[Board], n_folders: int) -> list[Fact]:
@@ -352,7 +365,7 @@ def _beats_floors(board: Board) -> bool:
 
 
 def _view(board: Board, boards: Sequence[Board]) -> BoardView:
-    words, metric = protocol_words(board.protocol), METRIC_WORDS[board.metric]
+    words, unit = protocol_words(board.protocol), _SCALES[board.metric]
     ranks = [row.rank for row in board.rows]
     estimates = [
         Estimate(
@@ -362,14 +375,17 @@ def _view(board: Board, boards: Sequence[Board]) -> BoardView:
         )
         for row in board.rows
     ]  # fmt: skip
-    zero = NO_EFFECT[board.metric]
-    caption = f"{metric} with 95 % intervals; dashed line: {'chance' if board.metric == 'auc' else 'the mean predicts as well'}."
+    caption = f"{unit.title} with 95 % intervals; dashed line: {unit.line}."
     return BoardView(
         title=f"{board.dataset}: {words.title[:1].lower()}{words.title[1:]}" if board.dataset else words.title,
         facts=_board_facts(board),
         sentence=_board_sentence(board),
         forest=forest(
-            estimates, heading=f"{metric} (95 % interval)", zero=zero, caption=caption, columns=("p of tie",)
+            estimates,
+            heading=f"{unit.title} (95 % interval)",
+            zero=unit.no_skill,
+            caption=caption,
+            columns=("p of tie",),
         ),
         marks=tuple(DASH if rank is None else f"{rank}{'=' if ranks.count(rank) > 1 else ''}" for rank in ranks),
         standings=tuple(row.standing.replace(" ", "-") for row in board.rows),

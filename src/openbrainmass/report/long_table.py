@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from openbrainmass.durable import read_tsv
 from openbrainmass.errors import OpenBrainMassError
-from openbrainmass.evaluation.metrics import HEADLINE, Predictions, Weights, find_metric
-from openbrainmass.evaluation.results import METRIC_COLUMNS, Results
-from openbrainmass.report.verdict import truth
+from openbrainmass.evaluation.results import Results
+from openbrainmass.report.checked import read_checked, refuse_twice
 
 LONG_COLUMNS = (
     "results", "task", "dataset", "protocol", "model", "metric", "value", "low", "high", "n_people", "n_positive",
@@ -28,8 +24,6 @@ LONG_COLUMNS = (
 which label in which fold, and, where the folder has a ``folds.tsv``, of who trained: only rows with the same digest can
 be compared. ``looks`` counts the evaluations of that test set so far, where the settings tell.
 """
-
-_APART = 1e-6
 
 
 @dataclass(frozen=True)
@@ -96,10 +90,9 @@ def read_entries(folders: Sequence[str | Path]) -> list[Entry]:
             "No results folder was given; at least one is needed. Name what `openbrainmass evaluate` wrote."
         )
     paths = [Path(folder) for folder in folders]
-    whole = [path.resolve() for path in paths]
-    if twice := [path for path, n in Counter(whole).items() if n > 1]:
-        raise OpenBrainMassError(f"{twice[0]} was given twice; name each results folder once.")
-    return [_read(path, name) for path, name in zip(paths, _names(whole), strict=True)]
+    refuse_twice(paths)
+    names = _names([path.resolve() for path in paths])
+    return [Entry(name, *read_checked(path)) for path, name in zip(paths, names, strict=True)]
 
 
 def long_table(folders: Sequence[str | Path] | Sequence[Entry]) -> pd.DataFrame:
@@ -132,40 +125,6 @@ def _rows(entry: Entry) -> pd.DataFrame:
         looks=_count(settings.get("looks")),
         folds=[digests[key] for key in zip(table["protocol"], table["model"], strict=True)],
     ).astype({"seed": "Int64", "looks": "Int64"})[list(LONG_COLUMNS)]
-
-
-def _read(path: Path, name: str) -> Entry:
-    results = Results.load(path)
-    metrics = read_tsv(path / "metrics.tsv")
-    if absent := [column for column in METRIC_COLUMNS if column not in metrics]:
-        raise OpenBrainMassError(f"{path / 'metrics.tsv'} lacks the columns {', '.join(absent)}. Evaluate again.")
-    metrics = metrics.assign(
-        protocol=metrics["protocol"].astype(str),
-        model=metrics["model"].astype(str),
-        saw_test_people=truth(metrics["saw_test_people"]),
-    )
-    _check(path, results, metrics)
-    return Entry(name, results, metrics)
-
-
-def _check(path: Path, results: Results, metrics: pd.DataFrame) -> None:
-    """Refuse a table of metrics that somebody edited: what is ranked must follow from the predictions."""
-    name = HEADLINE[results.kind]
-    saved = {(row["protocol"], row["model"]): row for row in metrics[metrics["metric"] == name].to_dict("records")}
-    for (protocol, model), rows in results.predictions.groupby(["protocol", "model"], sort=False):
-        row = saved.get((protocol, model))
-        if row is None:
-            raise OpenBrainMassError(f"{path / 'metrics.tsv'} has no {name} of {model} in {protocol}. Evaluate again.")
-        predictions = Predictions.of(rows)
-        value = float(find_metric(name)(predictions, Weights.equal(predictions))[0])
-        saw = bool(rows["saw_test_people"].any())
-        same = np.isclose(value, float(row["value"]), atol=_APART, equal_nan=True)
-        if not same or saw != bool(row["saw_test_people"]):
-            raise OpenBrainMassError(
-                f"{path / 'metrics.tsv'} says {name} {row['value']:.6f} of {model} in {protocol}, with saw_test_people "
-                f"{bool(row['saw_test_people'])}, but predictions.tsv gives {value:.6f} and {saw}. It was edited, or "
-                "its files are of two evaluations; evaluate again."
-            )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

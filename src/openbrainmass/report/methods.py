@@ -32,14 +32,14 @@ REFERENCES = {
 }
 ESTIMATORS = {"pearson": "Pearson correlation", "ledoit-wolf": "correlation of the Ledoit-Wolf shrunk covariance"}
 PROTOCOL_WORDS = {
-    "k-fold": "{n_repeats} times repeated {n_folds}-fold cross-validation, stratified by class",
+    "k-fold": "{repeated}{n_folds}-fold cross-validation, stratified by class",
     "site-held-out": "leaving one site out at a time",
     "random-splits": "{n_splits} random splits, stratified by class",
     "cohort-held-out": "leaving one dataset out at a time",
     "external": "prediction of another cohort of which no label was used{transductive}",
     "paper-split": "a split of 70 % training, 15 % validation (left unused) and 15 % test people",
     "few-shot": "training on a few people per class ({few_shot}) drawn within the training folds",
-    "external-few-shot": "training on a few people per class of the other cohort ({external_few_shot})",
+    "external-few-shot": "adding a few people per class of the other cohort ({external_few_shot}) to those who train",
 }
 
 
@@ -134,7 +134,7 @@ def _evaluation(results: ResultsFolder, cited: dict[str, None]) -> str:
     declared = ", whose unlabelled scans were used (transductive)" if settings.get("transductive") else ""
     numbers = {
         "n_folds": settings.get("n_folds", "k"),
-        "n_repeats": settings.get("n_repeats", "several"),
+        "repeated": "" if settings.get("n_repeats") == 1 else f"{settings.get('n_repeats', 'several')} times repeated ",
         "n_splits": settings.get("n_splits", "repeated"),
         "few_shot": listing([name.rsplit("-", 1)[1] for name in found if name.startswith("few-shot")]),
         "external_few_shot": listing([name.rsplit("-", 1)[1] for name in found if name.startswith("external-")]),

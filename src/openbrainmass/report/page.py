@@ -63,7 +63,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     Raises
     ------
     OpenBrainMassError
-        If a folder is none of those, one of its tables is damaged, or `out` is a folder or cannot be written.
+        If a folder is given twice or none of those, one of its tables is damaged, metrics do not follow from their
+        predictions, or `out` is a folder or cannot be written.
 
     Examples
     --------

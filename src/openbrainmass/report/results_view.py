@@ -114,7 +114,8 @@ def _no_skill(results: ResultsFolder) -> str:
 
 def _facts(results: ResultsFolder) -> str:
     people = results.predictions.drop_duplicates("participant_id")
-    sites = f" from {count(people['site'].nunique(), 'site')}" if people["site"].notna().any() else ""
+    named = people.loc[people["site"] != "", "site"]
+    sites = f" from {count(named.nunique(), 'site')}" if len(named) else ""
     if results.kind == "regression":
         spread = f"{number(people['y_true'].mean(), 1)} ± {number(people['y_true'].std(), 1)}"
         return f"{count(len(people), 'person', 'people')}{sites}; {results.task.get('target', 'target')} {spread}."
@@ -141,7 +142,7 @@ def _score_forest(results: ResultsFolder, protocol: str, *, with_balance: bool) 
     ]  # fmt: skip
     title = protocol_words(protocol).title
     unit = scale(results)
-    caption = f"{title}: {unit.title} of every model on the same people, with 95 % intervals; dashed line: no skill."
+    caption = f"{title}: {unit.title} of every model on the same people, with 95 % intervals; dashed line: {unit.line}."
     columns = ("balanced accuracy",) if extra else ()
     heading = f"{unit.title} (95 % interval)"
     return forest(estimates, heading=heading, zero=unit.no_skill, caption=caption, columns=columns)

@@ -11,6 +11,7 @@ from openbrainmass.evaluation.protocols import few_shot_size
 from openbrainmass.evaluation.results import Results
 from openbrainmass.evaluation.statistics import compare
 from openbrainmass.evaluation.tasks import DEFAULT_COVARIATES
+from openbrainmass.report.checked import truth
 from openbrainmass.report.folders import ResultsFolder
 from openbrainmass.report.wording import count, interval, number, p_value, signed
 
@@ -64,14 +65,18 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Scale:
-    """The metric that models are compared by: its name on the page, and its value without any skill."""
+    """The metric that models are compared by: its name on the page, its value without any skill, and what that is."""
 
     metric: str
     title: str
     no_skill: float
+    line: str
 
 
-SCALES = {"classification": Scale("auc", "AUC", 0.5), "regression": Scale("r2", "R²", 0.0)}
+SCALES = {
+    "classification": Scale("auc", "AUC", 0.5, "chance"),
+    "regression": Scale("r2", "R²", 0.0, "what the mean of the tested people themselves would give"),
+}
 """By kind of task."""
 
 
@@ -109,11 +114,6 @@ def scores(results: ResultsFolder, protocol: str) -> pd.DataFrame:
     table["role"] = [role(str(model)) for model in table["model"]]
     table["saw_test_people"] = truth(table["saw_test_people"]) if "saw_test_people" in table else False
     return table.sort_values("value", ascending=False, kind="stable").reset_index(drop=True)
-
-
-def truth(column: pd.Series) -> pd.Series:
-    """A saved column of true/false, whichever way it was spelled."""
-    return column.astype(str).str.lower().isin({"true", "1", "1.0"})
 
 
 @dataclass(frozen=True)
@@ -170,16 +170,17 @@ def verdict(results: ResultsFolder) -> Verdict | None:
 
 def _reached(results: ResultsFolder, protocol: str, row: pd.Series) -> str:
     between = interval(row["low"], row["high"])
+    # The interval is of the headline metric, so no other metric comes between the two.
     details = [f"95 % interval {between}"] if between else []
-    if "n_people" in row and np.isfinite(row["n_people"]):
-        details.append(count(row["n_people"], "person", "people"))
     told = contrast(results)
     chance = row["low"] <= scale(results).no_skill <= row["high"]
     if results.kind == "regression":
         told = f"predicts {results.task.get('target') or 'the target'}"
-        details = [*_regression_details(results, protocol, str(row["model"])), *details]
+        details += _regression_details(results, protocol, str(row["model"]))
     else:
         told = f"tells {told}" if told else "predicts the target"
+    if "n_people" in row and np.isfinite(row["n_people"]):
+        details.append(count(row["n_people"], "person", "people"))
     return (
         f"{told} with {scale(results).title} {number(row['value'])} "
         f"({'; '.join(details)}) {protocol_words(protocol).where}"

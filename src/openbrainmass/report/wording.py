@@ -50,8 +50,8 @@ def count(n: float, one: str, many: str | None = None) -> str:
 
 
 def listing(names: Sequence[str], most: int | None = None, more: str = "others") -> str:
-    """Names joined as in a sentence, at most `most` of them."""
-    shown = list(names[:most])
+    """Names joined as in a sentence, at most `most` of them; a single one left over is named, too."""
+    shown = list(names if most is not None and len(names) == most + 1 else names[:most])
     left = len(names) - len(shown)
     if left:
         return f"{', '.join(shown)} and {left:,} {more}"

@@ -12,6 +12,7 @@ from openbrainmass.durable import write_tsv
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.audit.audit import audit, check_list
 from openbrainmass.evaluation.audit.checks import AUDIT_COLUMNS, CHECKS, VERDICTS, Finding, refuse, verdict_table
+from openbrainmass.evaluation.audit.labels import audit_labels
 from openbrainmass.evaluation.audit.ledger import record_look
 from openbrainmass.evaluation.tasks import Task
 
@@ -20,6 +21,10 @@ Null = SimpleNamespace
 
 def _verdict(table: object, check: str) -> str:
     return table.set_index("check").loc[check, "verdict"]  # type: ignore[attr-defined]
+
+
+def _told(table: object, check: str) -> str:
+    return table.set_index("check").loc[check, "finding"]  # type: ignore[attr-defined]
 
 
 def test_an_audit_has_every_check_and_says_what_those_not_done_need(null: Null, people: Cohort) -> None:
@@ -107,8 +112,49 @@ def test_the_ledger_of_a_test_cohort_is_that_of_its_own_task(null: Null, people:
     other = null.cohort_of(about["participant_id"], scans, pd.DataFrame(about), name="adhd")
     task = Task(name="adhd", target="dx", positive=("adhd",), negative=("none",))
     record_look(tmp_path / "adhd", "adhd", ["external"], {"a": 1, "b": 2}, 20)
-    table = audit(people, null.task, test_cohort=other, test_task=task, store=tmp_path / "adhd")
+    stores = {"store": tmp_path / "null", "test_store": tmp_path / "adhd"}
+    table = audit(people, null.task, test_cohort=other, test_task=task, **stores)
     assert _verdict(table, "repeated-looks") == "floor"
+    assert "1 evaluation of adhd with 2 models is in the ledger of adhd" in _told(table, "repeated-looks")
+    record_look(tmp_path / "null", null.task.name, ["k-fold"], {"a": 1, "b": 2, "c": 3}, 60)
+    told = _told(audit(people, null.task, test_cohort=other, test_task=task, **stores), "repeated-looks")
+    assert "with 3 models is in the ledger of null" in told and "with 2 models is in the ledger of adhd" in told
+
+
+def test_what_is_given_for_a_test_cohort_needs_one_of_the_same_kind(null: Null, people: Cohort) -> None:
+    external = null.fold_table(people, null.random_folds(60), "external-few-shot-5")
+    age = Task(name="age", kind="regression", target="age")
+    other = null.cohort_of(["a", "b", "c", "d"], [null.bold_of(number) for number in range(300, 304)], name="other")
+    for given, told in (
+        ({"test_task": null.task}, "The task null is for a test cohort"),
+        ({"test_store": "adhd"}, "The store adhd is for a test cohort"),
+        ({"folds": external}, "Folds \\(external-few-shot-5\\) are for a test cohort, and none was given"),
+        ({"test_task": age, "test_cohort": other}, "null is a classification and age, that of the test cohort, a regr"),
+    ):
+        with pytest.raises(OpenBrainMassError, match=told):
+            audit(people, null.task, **given)
+
+
+def test_names_and_floors_of_the_test_cohort_are_audited_too(null: Null, people: Cohort) -> None:
+    names = [f"{'patient' if label else 'control'}{row}" for row, label in enumerate(null.labels_of(20))]
+    other = null.cohort_of(names, [null.bold_of(number) for number in range(400, 420)], name="other")
+    table = audit(people, null.task, test_cohort=other)
+    assert list(table["check"][table["verdict"] == "refused"]) == ["file-name-spells-label"]
+    assert _told(table, "file-name-spells-label").startswith("In other: ")
+    few = null.cohort_of(["x", "y", "z"], [null.bold_of(number) for number in (500, 501, 502)], name="few")
+    findings = audit_labels(few, null.task)
+    assert {finding.verdict for finding in findings} == {"not checked"}
+    assert "At least 2 people of each class are needed, and few has only 1." in findings[0].finding
+
+
+def test_many_copies_between_cohorts_are_told_briefly_and_refused_by_name(null: Null, people: Cohort) -> None:
+    scans = [people[row] for row in range(12)]
+    again = null.cohort_of([f"t{number}" for number in range(12)], scans, name="again")
+    table = audit(people, null.task, test_cohort=again)
+    assert "and 9 more" in _told(table, "duplicates") and _told(table, "duplicates").count("identical") == 3
+    with pytest.raises(OpenBrainMassError) as stopped:
+        refuse(table)
+    assert "duplicates" in str(stopped.value) and "identical" not in str(stopped.value)
 
 
 def test_folds_that_test_another_cohort_are_audited_where_they_belong(null: Null, people: Cohort) -> None:

@@ -65,7 +65,9 @@ def test_the_expected_best_is_that_of_simulated_models_without_skill() -> None:
 
 def test_one_model_is_no_choice_and_a_damaged_ledger_is_no_empty_one(tmp_path: Path) -> None:
     record_look(tmp_path / "store", "asd", ["k-fold"], {"a": 1}, 40)
-    assert audit_looks(tmp_path / "store", "asd", 20, 20).verdict == "passed"
+    finding = audit_looks(tmp_path / "store", "asd", 20, 20)
+    assert finding.verdict == "passed"
+    assert finding.finding.startswith("1 evaluation of asd with 1 model is in the ledger of store;")
     write_text(ledger_path(tmp_path / "store"), "time\ttask\n")
     with pytest.raises(OpenBrainMassError, match="lacks protocols"):
         looks(tmp_path / "store")

@@ -112,10 +112,9 @@ def refuse(table: pd.DataFrame) -> None:
     """
     refused = table[table["verdict"] == "refused"]
     if len(refused):
-        told = " ".join(f"{row.check}: {row.finding}" for row in refused.itertuples())
         raise OpenBrainMassError(
-            f"The audit refuses {len(refused)} of {len(table)} checks ({', '.join(refused['check'])}). {told} "
-            "Mend what it names and audit again."
+            f"The audit refuses {len(refused)} of {len(table)} checks ({', '.join(refused['check'])}). Mend what its table "
+            "says of them and audit again."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ CLAIMS = {"site-held-out": "site", "cohort-held-out": "dataset"}
 """Protocols that claim generalisation to a site or a cohort, and the column that must not be on both sides."""
 
 _MANY, _MANY_SHARE = 3, 0.05
+
+_KEYS = ["protocol", "repeat", "fold"]
 
 COPY_CHECKS = ("duplicates", "near-duplicates", "windows-across-folds", "views-across-folds")
 """Checks of scans that are there under several ids."""
@@ -69,11 +71,11 @@ def fold_sides(
     Raises
     ------
     OpenBrainMassError
-        If a column is missing, a side is neither train nor test, or somebody is not in the cohort.
+        If the table cannot be read (`open_folds`), or somebody is not in the cohort.
     """
-    if isinstance(folds, (str, Path, pd.DataFrame)):
-        table = folds if isinstance(folds, pd.DataFrame) else read_tsv(folds)
-        return list(_table_sides(table, cohort, wanted, sides))
+    folds = open_folds(folds)
+    if isinstance(folds, pd.DataFrame):
+        return list(_table_sides(folds, cohort, wanted, sides))
     known = np.flatnonzero(is_known(task.labels(cohort)))
     return [
         Sides(
@@ -87,19 +89,64 @@ def fold_sides(
     ]
 
 
-def _table_sides(
-    table: pd.DataFrame, cohort: Cohort, wanted: Callable[[str], bool], sides: Sequence[str]
-) -> Iterator[Sides]:
-    missing = [column for column in FOLD_COLUMNS if column not in table]
-    if missing:
+def open_folds(folds: str | Path | pd.DataFrame | Sequence[Fold]) -> pd.DataFrame | list[Fold]:
+    """Read folds of anybody's, whatever their protocols are called, and refuse those that do not say who is where.
+
+    Parameters
+    ----------
+    folds : path, DataFrame or sequence of Fold
+        As for `fold_sides`.
+
+    Raises
+    ------
+    OpenBrainMassError
+        If there are none, a column is missing or has gaps, a side is neither train nor test, or nobody is on one.
+    """
+    if not isinstance(folds, (str, Path, pd.DataFrame)):
+        folds = list(folds)
+        if not folds:
+            raise OpenBrainMassError("The list of folds is empty; at least one fold was expected. Give some.")
+        _refuse_empty((_name(fold.protocol, fold.repeat, fold.fold), len(fold.train), len(fold.test)) for fold in folds)
+        return folds
+    table = folds if isinstance(folds, pd.DataFrame) else read_tsv(folds)
+    if missing := [column for column in FOLD_COLUMNS if column not in table]:
         raise OpenBrainMassError(
             f"The table of folds lacks {', '.join(missing)}; the columns {', '.join(FOLD_COLUMNS)} were expected. "
             "Write one row a person and side."
+        )
+    gaps = [column for column in (*FOLD_COLUMNS, "recording_id") if column in table and table[column].isna().any()]
+    if gaps or table.empty:
+        raise OpenBrainMassError(
+            f"The table of folds has {f'rows without {gaps[0]}' if gaps else 'no rows'}; each row names a person, the "
+            "fold and the side. Fill them in."
         )
     if strange := sorted(set(table["side"].astype(str)) - {"train", "test"}):
         raise OpenBrainMassError(
             f"The table of folds has the side {strange[0]!r}; train and test were expected. Leave other rows out."
         )
+    n_rows = table.groupby(_KEYS, sort=False)["side"]
+    _refuse_empty((_name(*key), int((of == "train").sum()), int((of == "test").sum())) for key, of in n_rows)
+    return table
+
+
+def _refuse_empty(folds: Iterable[tuple[str, int, int]]) -> None:
+    for name, n_train, n_test in folds:
+        if not n_train or not n_test:
+            raise OpenBrainMassError(
+                f"The fold {name} has no {'test' if n_train else 'training'} people; without both sides nothing can be "
+                "looked for. Add them."
+            )
+
+
+def external_protocols(folds: pd.DataFrame | Sequence[Fold]) -> list[str]:
+    """Names of those protocols of folds that test another cohort."""
+    names = folds["protocol"].astype(str) if isinstance(folds, pd.DataFrame) else [fold.protocol for fold in folds]
+    return [name for name in dict.fromkeys(names) if is_external(name)]
+
+
+def _table_sides(
+    table: pd.DataFrame, cohort: Cohort, wanted: Callable[[str], bool], sides: Sequence[str]
+) -> Iterator[Sides]:
     table = table[table["protocol"].astype(str).map(wanted) & table["side"].isin(sides)]
     column = "recording_id" if "recording_id" in table else "participant_id"
     own = cohort.recordings[column].to_numpy(str)
@@ -107,7 +154,7 @@ def _table_sides(
         raise OpenBrainMassError(
             f"The folds name {some(strangers)}, which cohort {cohort.name} has not. Give the folds of this cohort."
         )
-    for (protocol, repeat, fold), rows in table.groupby(["protocol", "repeat", "fold"], sort=False):
+    for (protocol, repeat, fold), rows in table.groupby(_KEYS, sort=False):
         names = (sorted(set(rows.loc[rows["side"] == side, column].astype(str))) for side in ("train", "test"))
         train, test = (np.flatnonzero(np.isin(own, named)) for named in names)
         yield Sides(str(protocol), _name(protocol, repeat, fold), train, test)

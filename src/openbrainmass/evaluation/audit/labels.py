@@ -27,6 +27,9 @@ FLOOR_COLUMNS = {
 }
 """Checks that print a floor, and the column that each looks at (the task's own for sites)."""
 
+LABEL_CHECKS = ("label-as-feature", "derived-score", "file-name-spells-label", *FLOOR_COLUMNS)
+"""What `audit_labels` looks for."""
+
 # Columns that are not about the person, and those that have a check of their own.
 _NOT_ABOUT_PEOPLE = frozenset(
     {"recording_id", "participant_id", "session", "run", "tr", "n_volumes", "dead_rois", "digest", "file", "shard"}
@@ -34,6 +37,7 @@ _NOT_ABOUT_PEOPLE = frozenset(
 )
 _TELLING_AUC, _TELLING_R, _TELLING_P = 0.95, 0.98, 1e-3
 _FEW_CODES = 12
+_FEWEST_NUMBERS = 5
 
 
 def people_table(cohort: Cohort, task: Task) -> tuple[pd.DataFrame, np.ndarray]:
@@ -56,8 +60,16 @@ def audit_labels(cohort: Cohort, task: Task) -> list[Finding]:
     Returns
     -------
     list of Finding
-        A column that tells the label is refused where it is among the task's covariates; elsewhere it is named.
+        A column that tells the label is refused where it is among the task's covariates; elsewhere it is named. Where
+        there are too few people to say anything, nothing is checked.
     """
+    y = people_table(cohort, task)[1]
+    n_fewest = int(min(np.sum(y == 1), np.sum(y == 0))) if task.kind == "classification" else len(y)
+    least = 2 if task.kind == "classification" else _FEWEST_NUMBERS
+    if n_fewest < least:
+        of = " of each class" if task.kind == "classification" else ""
+        told = f"At least {least} people{of} are needed, and {cohort.name} has only {n_fewest}. Give more people."
+        return [Finding(check, "not checked", told) for check in LABEL_CHECKS]
     return [*audit_columns(cohort, task), *audit_names(cohort, task), *audit_floors(cohort, task)]
 
 

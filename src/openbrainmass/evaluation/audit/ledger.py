@@ -165,13 +165,18 @@ def audit_looks(store: str | Path, task: str, n_positive: int, n_negative: int) 
     n_positive, n_negative : int
         People of each class.
     """
-    table = looks(store, task)
+    table, name = looks(store, task), Path(store).name
     if table.empty:
-        return Finding("repeated-looks", "passed", "Nobody has evaluated this task on these people, says the ledger.")
+        told = f"Nobody has evaluated {task} on these people, says the ledger of {name}."
+        return Finding("repeated-looks", "passed", told)
     n_models = int(table["n_models"].sum())
     best = expected_best_auc(n_models, n_positive, n_negative)
     told = (
-        f"{len(table)} evaluations with {n_models} models are in the ledger; the best of so many without any skill would "
-        f"have an AUC of {best:.2f} here."
+        f"{_count(len(table), 'evaluation')} of {task} with {_count(n_models, 'model')} {'is' if len(table) == 1 else 'are'} in "
+        f"the ledger of {name}; the best of so many without any skill would have an AUC of {best:.2f} here."
     )
     return Finding("repeated-looks", "floor" if n_models > 1 else "passed", told)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -29,25 +29,35 @@ def audit_pretraining(
     cohort : Cohort
         The test people.
     seen : object, optional
-        A checkpoint, an estimator, or anything whose ``seen_identities`` tell whom it has met; or those hashes.
+        A checkpoint, an estimator, or anything whose ``seen_identities`` tell whom it has met; or those hashes; or a
+        sequence of such.
     pretrained_on : Cohort, optional
-        The pretraining corpus itself, of the same atlas: finds test scans in it under any id, altered ones too.
+        The pretraining corpus itself: its people are compared by identity, and, where it is of the same atlas, test scans
+        are found in it under any id, altered ones too.
     models : mapping of str to estimator, optional
         To be looked through for parts that are fitted already.
 
     Returns
     -------
     list of Finding
-        One for each thing that was given.
+        One or two for each thing that was given.
     """
     found = []
     if seen is not None:
-        found.append(_people(cohort, seen if isinstance(seen, frozenset) else seen_identities(seen)))
+        found.append(_people(cohort, _met(seen)))
     if pretrained_on is not None:
-        found.append(_scans(cohort, pretrained_on))
+        found += [_people(cohort, pretrained_on.hashes()), _scans(cohort, pretrained_on)]
     if models is not None:
         found.append(_parts(models))
     return found
+
+
+def _met(seen: Any) -> frozenset[str]:
+    if isinstance(seen, frozenset):
+        return seen
+    if isinstance(seen, (list, tuple)):
+        return frozenset[str]().union(*map(_met, seen))
+    return seen_identities(seen)
 
 
 def _people(cohort: Cohort, seen: frozenset[str]) -> Finding:
@@ -60,11 +70,17 @@ def _people(cohort: Cohort, seen: frozenset[str]) -> Finding:
             f"It has met {len(met)} of {len(set(people))} people: {some(met)}. Pretrain without them (PretrainInFold)."
         )
     else:
-        told = f"None of {len(set(people))} people is among the {len(seen)} identities that it has met."
+        told = f"None of {len(set(people))} people is among those whom it has met."
     return Finding("pretraining-people", "refused" if met else "passed", told)
 
 
 def _scans(cohort: Cohort, corpus: Cohort) -> Finding:
+    if cohort.atlas.digest != corpus.atlas.digest:
+        told = (
+            f"{corpus.name} is of the atlas {corpus.atlas.name}, {cohort.name} of {cohort.atlas.name}; scans of two atlases "
+            "cannot be compared. Extract one of them again with the other's atlas."
+        )
+        return Finding("pretraining-scans", "not checked", told)
     copies = find_copies(cohort, corpus)
     own, theirs = (one.recordings["recording_id"].to_numpy(str) for one in (cohort, corpus))
     if not copies:

@@ -251,7 +251,7 @@ def compare_models(
     Returns
     -------
     Results
-        With the tables ``folds confounds coverage log_auc audit``; a note instead of ``confounds`` where that fails.
+        With the tables ``folds confounds coverage log_auc audit``; a note and a warning instead of one that fails.
     """
     probe = probe or ("ridge" if task.kind == "regression" else "svm")
     models: dict[str, Any] = {}

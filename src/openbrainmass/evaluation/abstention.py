@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from openbrainmass.evaluation.metrics import RANGES, Predictions, Weights, accuracy, balanced_accuracy
+from openbrainmass.evaluation.metrics import Predictions, Weights, accuracy, balanced_accuracy
 from openbrainmass.evaluation.protocols import few_shot_size
 from openbrainmass.evaluation.results import Results
-from openbrainmass.evaluation.statistics import Overlap, bootstrap_interval
+from openbrainmass.evaluation.statistics import Overlap, bootstrap_interval, widened
 
 COVERAGE_COLUMNS = (
     "model", "protocol", "wanted", "coverage", "accuracy", "low", "high", "balanced_accuracy", "n", "threshold",
@@ -166,9 +166,4 @@ def people_interval(
     if metric is None:
         stretch = float(np.sqrt(1 + overlap.growth))
         return value, value + stretch * (low - value), value + stretch * (high - value)
-    bounds = [value + overlap.stretch * (bound - value) for bound in (low, high)]
-    low, high = (float(bound) for bound in np.clip(bounds, *RANGES.get(metric, (0.0, 1.0))))
-    if low == high and value in (0.0, 1.0) and metric not in RANGES:
-        bound = 0.025 ** (1 / n_relevant)
-        low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
-    return value, low, high
+    return value, *widened(metric, value, low, high, overlap, n_relevant)

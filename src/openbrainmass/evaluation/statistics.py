@@ -219,12 +219,35 @@ def metric_interval(
     value, low, high = bootstrap_interval(
         lambda weights: function(predictions, weights), predictions, n_resamples=n_resamples, seed=seed
     )
-    stretch = Overlap.of(table).stretch
+    return value, *widened(metric, value, low, high, Overlap.of(table), _n_relevant(predictions, metric))
+
+
+def widened(
+    metric: str, value: float, low: float, high: float, overlap: Overlap, n_relevant: int
+) -> tuple[float, float]:
+    """Bounds of a bootstrap over people as those of a metric of one model (see `metric_interval`).
+
+    Parameters
+    ----------
+    metric : str
+        A name of `METRICS`.
+    value, low, high : float
+        The metric, and the bounds that a bootstrap over people gives.
+    overlap : Overlap
+        Of all predictions of the protocol.
+    n_relevant : int
+        People that a perfect value rests on.
+
+    Returns
+    -------
+    low, high : float
+    """
+    stretch = overlap.stretch
     low, high = within_range(metric, value + stretch * (low - value), value + stretch * (high - value))
     if low == high and value in (0.0, 1.0) and metric not in RANGES:
-        bound = 0.025 ** (1 / _n_relevant(predictions, metric))
+        bound = 0.025 ** (1 / n_relevant)
         low, high = (bound, 1.0) if value == 1 else (0.0, 1 - bound)
-    return value, low, high
+    return low, high
 
 
 def within_range(metric: str, low: float, high: float) -> tuple[float, float]:

@@ -86,7 +86,7 @@ def speed(table: Table, size: str, n_rois: int, n_rounds: int) -> None:
     checkpoint = Checkpoint.untrained(numbered_atlas("any", n_rois), settings)
     recordings = scans(_BATCH, n_rois)
     fc = torch.from_numpy(next(fc_batches(recordings, checkpoint, _BATCH)))
-    encoder = checkpoint.encoder()
+    encoder = checkpoint.transformer()
     reduced = in_bfloat16(encoder)
     forwards = {
         f"plain, batches of {_BATCH}": plain_forward(encoder, _BATCH),
@@ -126,7 +126,7 @@ def diagnosis(table: Table, name: str, checkpoint: Checkpoint, store: str, targe
     classes = np.unique(labels)
     y = labels == classes[0]
     people = cohort.table["participant_id"].to_numpy()
-    encoder = checkpoint.encoder()
+    encoder = checkpoint.transformer()
     reduced = in_bfloat16(encoder)
     exact, rounded = [], []
     for stack in fc_batches(cohort, checkpoint, _BATCH):

@@ -42,6 +42,7 @@ VERBS = {
     "explain",
     "report",
     "datasets",
+    "weights",
     "tasks",
     "convert",
 }
@@ -334,7 +335,9 @@ def _texts() -> list[Path]:
         for path in ROOT.iterdir()
         if path.suffix in {".md", ".toml", ".txt", ".cff", ".yaml"} or path.name == "Makefile"
     ]
-    return sorted(path for path in [*inside, *top] if path.is_file() and path.suffix not in {".png", ".npy"})
+    return sorted(
+        path for path in [*inside, *top] if path.is_file() and path.suffix not in {".png", ".npy", ".safetensors"}
+    )
 
 
 def _cached(path: Path) -> bool:

@@ -230,7 +230,9 @@ def pretrain_(
     settings: Annotated[
         Path | None, typer.Option(help="TOML file of pretraining settings, or a run's settings.json.")
     ] = None,
-    size: Annotated[str, typer.Option(help="tiny (minutes on a CPU), small (hours), base or paper (a GPU).")] = "small",
+    size: Annotated[
+        str, typer.Option(help="tangent (seconds), tiny (minutes on a CPU), small (hours), base or paper (a GPU).")
+    ] = "small",
     recipe: Annotated[str, typer.Option(help="default (repaired) or paper (with its faults).")] = "default",
     overrides: Set = None,
 ) -> None:
@@ -246,7 +248,9 @@ def pretrain_(
 @app.command(epilog="Example: openbrainmass embed stores/mine --checkpoint runs/small --out embeddings.tsv")
 def embed(
     store: Store,
-    checkpoint: Annotated[Path, typer.Option(help="A run folder or converted checkpoint.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="A run folder, a converted checkpoint, or a name (see `openbrainmass weights`).")
+    ],
     out: Out,
     precision: Annotated[
         str,
@@ -273,7 +277,9 @@ def evaluate_(
     target: Target = None,
     test: Test = None,
     test_task: TestTask = None,
-    checkpoint: Annotated[list[Path] | None, typer.Option(help="Run folders to compare (repeatable).")] = None,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="Run folders or names of weights to compare (repeatable).")
+    ] = None,
     probe: Annotated[
         str | None, typer.Option(help="svm (default), logistic, ridge (default for numbers), kernel ridge, prototype.")
     ] = None,
@@ -330,7 +336,9 @@ def audit_(
     features: Annotated[
         Path | None, typer.Option(help="Features made elsewhere: recording_id or participant_id, then numbers.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="A run folder: had it met the people who are tested?")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A run folder or a name of weights: had it met the people who are tested?")
+    ] = None,
     pretrained_on: Annotated[
         Path | None, typer.Option("--pretrained-on", help="The pretraining store, to look for the tested scans in.")
     ] = None,
@@ -369,7 +377,7 @@ def audit_(
 @app.command("explain", epilog="Example: openbrainmass explain stores/mine --checkpoint runs/small --out maps")
 def explain_(
     store: Store,
-    checkpoint: Annotated[Path, typer.Option(help="A run folder.")],
+    checkpoint: Annotated[Path, typer.Option(help="A run folder, or a name of weights.")],
     out: Out,
     task: TaskName = None,
     target: Target = None,
@@ -431,6 +439,14 @@ def datasets(name: Annotated[str | None, typer.Argument(help="One dataset, for i
     for known in [name] if name else dataset_names():
         card = dataset_card(known)
         print(card.text() if name else card.line())
+
+
+@app.command(epilog="Example: openbrainmass weights openbrainmass-cc200")
+def weights(name: Annotated[str | None, typer.Argument(help="One of them, for its model card.")] = None) -> None:
+    """Pretrained weights that come with the package, one line each, or one model card."""
+    from openbrainmass.model.pretrained import model_card, pretrained_line, pretrained_names
+
+    print(model_card(name) if name else "\n".join(map(pretrained_line, pretrained_names())))
 
 
 @app.command(epilog="Example: openbrainmass tasks abide1-asd")

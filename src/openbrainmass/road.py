@@ -42,7 +42,7 @@ from openbrainmass.model.finetune import FineTuneClassifier
 from openbrainmass.model.in_fold import PretrainInFold
 from openbrainmass.model.pretrain import pretrain
 from openbrainmass.model.rivals import rival_networks
-from openbrainmass.model.settings import PretrainSettings, preset
+from openbrainmass.model.settings import PretrainSettings, Recipe, Size, preset
 from openbrainmass.report.page import write_report
 from openbrainmass.report.quality_page import write_quality_page
 from openbrainmass.settings import Settings, read_values
@@ -112,7 +112,7 @@ class RunSettings(Settings):
     pretraining : dict
         What differs from the preset.
     checkpoint : str or None
-        Run folder whose encoder is used; nothing is pretrained then.
+        Run folder whose encoder is used, or the name of weights that come with the package; nothing is pretrained then.
     probe : str or None
         Classifier put on the embedding, besides L2 logistic regression; svm if not given, for regression ridge.
     permutations : int
@@ -132,8 +132,8 @@ class RunSettings(Settings):
     participants: str | None = None
     task: str | None = None
     target: str | None = None
-    size: Literal["tiny", "small", "base", "paper"] = "tiny"
-    recipe: Literal["default", "paper"] = "default"
+    size: Size = "tiny"
+    recipe: Recipe = "default"
     pretraining: dict[str, Any] = {}
     checkpoint: str | None = None
     probe: Literal["svm", "logistic", "ridge", "kernel ridge", "prototype"] | None = None
@@ -260,6 +260,8 @@ def compare_models(
             f"Fine-tuning tells classes apart, and {task.target} is a number. Leave --fine-tune out."
         )
     met = {name: Checkpoint.load(path) for name, path in checkpoints.items()}
+    if fine_tune and any(checkpoint.settings.encoder.kind == "tangent" for checkpoint in met.values()):
+        raise OpenBrainMassError("A tangent encoder has no layers to move. Leave --fine-tune out.")
     for name, checkpoint in met.items():
         models |= _frozen(name, checkpoint, probe, task)
         if fine_tune:

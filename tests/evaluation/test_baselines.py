@@ -391,9 +391,28 @@ def test_rivals_have_a_row_for_each_covariate_that_tells_people_apart(make_cohor
     assert names == [
         "chance", "covariates + logistic", "edges + logistic", "edges + svm", "tangent + logistic",
         "age + logistic", "site + logistic",
-        "edges + ridge", "edges + kernel ridge, tuned", "edges + logistic, tuned", "partial + logistic",
+        "edges + ridge", "tangent, shrunk by 0.3 + ridge", "tangent + ridge",
+        "edges + kernel ridge, tuned", "edges + logistic, tuned", "partial + logistic",
         "edges + tangent, sum",
     ]  # fmt: skip
+
+
+def test_a_fixed_shrinkage_does_not_depend_on_the_length_of_the_scan(make_cohort: MakeCohort) -> None:
+    cohort = make_cohort(n_people=12)
+    fitted = Connectome("tangent", shrinkage=0.3).fit(cohort)
+    fc = np.stack([correlation(bold) for bold in cohort])
+    np.testing.assert_allclose(fitted.transform(fc), fitted.transform(cohort), atol=1e-5)
+    mean = 0.7 * fc.mean(axis=0) + 0.3 * np.eye(fc.shape[1])
+    np.testing.assert_allclose(fitted.space_.reference_, mean, atol=1e-6)
+    assert np.isfinite(fitted.transform([cohort[0][:5]])).all()
+
+
+@pytest.mark.parametrize(
+    "asked", [{"kind": "fisher-z"}, {"kind": "tangent", "shrinkage": 1.5}, {"kind": "tangent", "estimator": "pearson"}]
+)
+def test_a_shrinkage_that_makes_no_sense_is_refused(make_cohort: MakeCohort, asked: dict) -> None:
+    with pytest.raises(OpenBrainMassError, match="share between 0 and 1"):
+        Connectome(**{"shrinkage": 0.3} | asked).fit(make_cohort(n_people=4))
 
 
 def test_every_rival_of_classes_runs(make_cohort: MakeCohort) -> None:

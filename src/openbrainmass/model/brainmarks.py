@@ -120,7 +120,7 @@ class EncoderBackbone(nn.Module):
         self.encoder = checkpoint.encoder()
 
     def forward(self, batch: Sample) -> Embeddings:
-        """Embeddings of ``batch["fc"]`` (n, n_rois, n_rois): ``(n, 1, readout * n_rois)``, none, ``(n, n_rois, width)``."""
+        """Embeddings of ``batch["fc"]`` (n, n_rois, n_rois): ``(n, 1, embedding_size)``, none, ``(n, n_rois, width)``."""
         fc = batch["fc"]
         # Brainmarks computes in bfloat16 unless told otherwise, which would change the embeddings it is to judge.
         with torch.autocast(fc.device.type, enabled=False):

@@ -20,7 +20,9 @@ from openbrainmass.atlas import Atlas
 from openbrainmass.durable import make_folder, read_json, write_json, write_tensors
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.model.encoder import Encoder
-from openbrainmass.model.settings import PretrainSettings
+from openbrainmass.model.pretrained import pretrained_folder, pretrained_names
+from openbrainmass.model.settings import EncoderSettings, PretrainSettings
+from openbrainmass.model.tangent import TangentEncoder
 
 FORMAT = 1
 """Version of the layout of ``card.json``; another number is refused, not guessed at."""
@@ -76,11 +78,11 @@ class Checkpoint:
         """Random weights: the floor that a pretrained encoder must beat."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder = Encoder(atlas.n_rois, settings.encoder)
+            encoder = build_encoder(atlas.n_rois, settings.encoder)
         weights = {ENCODER_PREFIX + name: value for name, value in encoder.state_dict().items()}
         return cls(settings, atlas, weights, frozenset(), {"n_recordings": 0, "n_people": 0, "untrained_seed": seed})
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder | TangentEncoder:
         """Build the encoder with these weights, in evaluation mode, on the CPU.
 
         Raises
@@ -94,7 +96,7 @@ class Checkpoint:
             if name.startswith(ENCODER_PREFIX)
         }
         with torch.random.fork_rng(devices=[]):
-            encoder = Encoder(self.atlas.n_rois, self.settings.encoder)
+            encoder = build_encoder(self.atlas.n_rois, self.settings.encoder)
         try:
             encoder.load_state_dict(own)
         except RuntimeError as error:
@@ -103,6 +105,22 @@ class Checkpoint:
                 f"({' '.join(str(error).split())[:300]}). Take the card and the weights from the same run."
             ) from error
         return encoder.eval()
+
+    def transformer(self) -> Encoder:
+        """The encoder, where it is one with layers (to move, or to reduce in precision).
+
+        Raises
+        ------
+        OpenBrainMassError
+            If it is a tangent encoder.
+        """
+        encoder = self.encoder()
+        if isinstance(encoder, TangentEncoder):
+            raise OpenBrainMassError(
+                f"{self!r} holds a tangent encoder, which has no layers. Put a probe on its embedding: "
+                "make_pipeline(Embedder(checkpoint), PROBES['ridge'])."
+            )
+        return encoder
 
     def save(self, folder: str | Path) -> Path:
         """Write ``weights.safetensors``, then ``card.json``, into a folder (a run folder may hold more files).
@@ -137,16 +155,22 @@ class Checkpoint:
     def load(cls, folder: str | Path) -> Self:
         """Read a checkpoint; nothing in it is ever executed, and both files are checked against their sha256.
 
+        Parameters
+        ----------
+        folder : path or str
+            A run folder, or the name of weights that come with the package (a folder of that name comes first).
+
         Raises
         ------
         OpenBrainMassError
             If the folder holds no checkpoint, is of another format version, or was damaged or edited.
         """
-        folder = Path(folder)
+        folder = _resolved(folder)
         if not (folder / "card.json").is_file():
             raise OpenBrainMassError(
                 f"{folder} holds no checkpoint: there is no card.json in it. "
-                "Name the folder that `openbrainmass pretrain` or `convert` wrote, or let the pretraining finish."
+                "Name the folder that `openbrainmass pretrain` or `convert` wrote, let the pretraining finish, or name "
+                f"weights that come with the package ({', '.join(pretrained_names())})."
             )
         card = _checked_card(folder / "card.json")
         atlas = _read_atlas(card["atlas"])
@@ -155,8 +179,19 @@ class Checkpoint:
         return cls(settings, atlas, weights, frozenset(card["identities"]), card["facts"])
 
 
+def build_encoder(n_rois: int, settings: EncoderSettings) -> Encoder | TangentEncoder:
+    """An encoder of the kind that the settings name, with the weights it starts with."""
+    return (TangentEncoder if settings.kind == "tangent" else Encoder)(n_rois, settings)
+
+
+def _resolved(folder: str | Path) -> Path:
+    if Path(folder).exists():
+        return Path(folder)
+    return pretrained_folder(str(folder)) or Path(folder)
+
+
 def open_checkpoint(checkpoint: Checkpoint | str | Path) -> Checkpoint:
-    """Return the checkpoint itself, or the one that a folder holds."""
+    """Return the checkpoint itself, or the one that a folder or a name stands for."""
     return checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
 
 

@@ -21,6 +21,7 @@ from openbrainmass.evaluation.baselines import Recordings, accept_recordings
 from openbrainmass.model.checkpoint import Checkpoint, open_checkpoint
 from openbrainmass.model.encoder import Encoder
 from openbrainmass.model.inference import agreement, in_bfloat16
+from openbrainmass.model.tangent import TangentEncoder
 from openbrainmass.model.team import checked_device
 
 Precision = Literal["float32", "bfloat16"]
@@ -132,7 +133,7 @@ def fc_batches(recordings: Recordings, checkpoint: Checkpoint, batch_size: int) 
 def embed(
     recordings: Recordings, checkpoint: Checkpoint, batch_size: int, device: str, precision: Precision = "float32"
 ) -> np.ndarray:
-    """Embeddings ``(n, readout * n_rois)``, float32, of recordings by a checkpoint; see `Embedder`."""
+    """Embeddings ``(n, embedding_size)``, float32, of recordings by a checkpoint; see `Embedder`."""
     return np.concatenate(list(embedded_batches(recordings, checkpoint, batch_size, device, precision)))
 
 
@@ -160,15 +161,18 @@ def embedded_batches(
         yield values
 
 
-def embed_fc(encoder: Encoder, fc: torch.Tensor) -> torch.Tensor:
+def embed_fc(encoder: Encoder | TangentEncoder, fc: torch.Tensor) -> torch.Tensor:
     """Embeddings ``(n, size)`` of FC ``(n, n_rois, n_rois)`` on the encoder's device; on a CPU a few at a time."""
     if fc.is_cuda:
         return encoder(fc)
     return torch.cat([encoder(some) for some in fc.split(_AT_ONCE)])
 
 
-def _reduced_if_alike(encoder: Encoder, fc: torch.Tensor) -> Encoder:
+def _reduced_if_alike(encoder: Encoder | TangentEncoder, fc: torch.Tensor) -> Encoder | TangentEncoder:
     """The bfloat16 copy of an encoder, or with a warning itself where the copy says something else of these FC."""
+    if isinstance(encoder, TangentEncoder):
+        warnings.warn("A tangent encoder has no layers that bfloat16 would speed up; float32 is used.", stacklevel=3)
+        return encoder
     if len(fc) < 2:
         warnings.warn("One recording does not tell whether bfloat16 changes embeddings; float32 is used.", stacklevel=3)
         return encoder
@@ -186,9 +190,13 @@ def _reduced_if_alike(encoder: Encoder, fc: torch.Tensor) -> Encoder:
 
 
 def embedding_names(checkpoint: Checkpoint) -> np.ndarray:
-    """Names of the embedding's columns: ROI name, underscore, number of the value read out of that ROI."""
-    readout = checkpoint.settings.encoder.readout
-    return np.asarray([f"{roi}_{k}" for roi in checkpoint.atlas.roi_names for k in range(readout)], dtype=object)
+    """Names of the embedding's columns: of a transformer the ROI and the number of its value (``A_0``), else ``A x B``."""
+    rois, settings = checkpoint.atlas.roi_names, checkpoint.settings.encoder
+    if settings.kind == "tangent":
+        names = [f"{rois[row]} x {rois[column]}" for row, column in zip(*np.triu_indices(len(rois)), strict=True)]
+    else:
+        names = [f"{roi}_{number}" for roi in rois for number in range(settings.readout)]
+    return np.asarray(names, dtype=object)
 
 
 class Embedder(TransformerMixin, BaseEstimator):
@@ -196,8 +204,9 @@ class Embedder(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    checkpoint : Checkpoint or path
-        What `pretrain` returned, or the folder it wrote.
+    checkpoint : Checkpoint, path or str
+        What `pretrain` returned, the folder it wrote, or the name of weights that come with the package
+        (``"openbrainmass-cc200"``).
     batch_size : int
         Recordings embedded at a time; decides memory, not results.
     device : str
@@ -225,6 +234,11 @@ class Embedder(TransformerMixin, BaseEstimator):
         self.device = device
         self.precision: Precision = precision
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """The embedder of weights that come with the package, by name, or of a folder; nothing is downloaded."""
+        return cls(Checkpoint.load(name))
+
     @property
     def seen_identities(self) -> frozenset[str]:
         """Hashes of every person and recording that the encoder has seen (see `Cohort.identities`)."""
@@ -245,8 +259,8 @@ class Embedder(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray (n, readout * n_rois), float32
-            ROI after ROI.
+        ndarray (n, embedding_size), float32
+            Of a transformer ``readout`` values an ROI, ROI after ROI; of a tangent encoder one a pair of ROIs.
 
         Raises
         ------
@@ -256,7 +270,7 @@ class Embedder(TransformerMixin, BaseEstimator):
         return embed(X, open_checkpoint(self.checkpoint), self.batch_size, self.device, self.precision)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns: ROI name, underscore, number of the value read out of that ROI."""
+        """Names of the columns (see `embedding_names`)."""
         return embedding_names(open_checkpoint(self.checkpoint))
 
     def __sklearn_tags__(self) -> Tags:

@@ -95,7 +95,7 @@ class Encoder(nn.Module):
     @property
     def embedding_size(self) -> int:
         """Values of an embedding: ``readout * n_rois``."""
-        return self.settings.readout * self.n_rois
+        return self.settings.embedding_size(self.n_rois)
 
     def run_layers(self, tokens: torch.Tensor) -> torch.Tensor:
         """Pass tokens ``(n, length, width)`` through every layer."""

@@ -131,6 +131,7 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
         """
         self._check_parameters()
         checkpoint = open_checkpoint(self.checkpoint)
+        encoder = checkpoint.transformer()
         check_atlas(X, checkpoint.atlas)
         self.classes_, targets = checked_labels(y, len(X))
         device = checked_device(self.device)
@@ -138,7 +139,7 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             frozen = embed(X, checkpoint, _EMBED_BATCH, self.device)
-            model = _Classifier(checkpoint.encoder(), _Head(frozen, targets, len(self.classes_))).to(device)
+            model = _Classifier(encoder, _Head(frozen, targets, len(self.classes_))).to(device)
             self.loss_ = self._train(model, X, torch.from_numpy(targets), checkpoint, device)
         self.model_ = model.cpu().eval()
         self.checkpoint_ = checkpoint

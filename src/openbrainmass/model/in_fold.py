@@ -98,13 +98,13 @@ class PretrainInFold(TransformerMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray (n, readout * n_rois), float32
+        ndarray (n, embedding_size), float32
         """
         check_is_fitted(self)
         return embed(X, self.checkpoint_, self.batch_size, self.settings.device)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of the columns: ROI name, underscore, number of the value read out of that ROI."""
+        """Names of the columns (see `embedding_names`)."""
         check_is_fitted(self)
         return embedding_names(self.checkpoint_)
 

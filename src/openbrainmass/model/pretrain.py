@@ -21,7 +21,7 @@ from openbrainmass import durable
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.model import health
-from openbrainmass.model.checkpoint import Checkpoint
+from openbrainmass.model.checkpoint import ENCODER_PREFIX, Checkpoint
 from openbrainmass.model.gradients import Losses, take_gradients
 from openbrainmass.model.memory import kept_memory
 from openbrainmass.model.objectives import Objective
@@ -30,6 +30,7 @@ from openbrainmass.model.resident import ResidentScans, hold_scans, make_views, 
 from openbrainmass.model.scans import Scans, batch_scans, n_batches
 from openbrainmass.model.settings import PretrainSettings
 from openbrainmass.model.state import RunState, load_state, read_run_state, save_state
+from openbrainmass.model.tangent import learn_tangent
 from openbrainmass.model.team import Team, checked_device, join_team, own_device
 
 
@@ -46,7 +47,7 @@ def pretrain(
         See `openbrainmass.model.settings.preset`.
     out : path
         Run folder: ``settings.json``, ``metrics.jsonl``, ``state.safetensors`` and, at the end, the checkpoint
-        (``weights.safetensors``, ``card.json``).
+        (``weights.safetensors``, ``card.json``). A tangent encoder has neither a log nor a state: it is learnt at once.
     progress : bool
         Show a progress bar with rate and time left.
 
@@ -71,6 +72,8 @@ def pretrain(
     _check_folder(out, settings, scans)
     if (out / "card.json").exists():
         return Checkpoint.load(out)
+    if settings.encoder.kind == "tangent":
+        return _learn_in_closed_form(scans, settings, out)
     with join_team(settings.device) as team, _reproducible(settings), kept_memory():
         if team.leads and not (out / "settings.json").exists():
             durable.write_json(out / "settings.json", settings.model_dump(mode="json"))
@@ -86,6 +89,18 @@ def pretrain(
         team.wait()
         # What it holds of every recording must not be in memory twice.
         del run, scans
+    return Checkpoint.load(out)
+
+
+def _learn_in_closed_form(scans: Scans, settings: PretrainSettings, out: Path) -> Checkpoint:
+    """A tangent encoder, which takes no steps; under torchrun the first process learns it alone."""
+    with join_team("cpu") as team, _reproducible(settings):
+        if team.leads:
+            durable.write_json(out / "settings.json", settings.model_dump(mode="json"))
+            encoder = learn_tangent(scans, settings.encoder, settings.views.estimator)
+            weights = {ENCODER_PREFIX + name: value for name, value in encoder.state_dict().items()}
+            Checkpoint(settings, scans.atlas, weights, scans.identities, scans.facts()).save(out)
+        team.wait()
     return Checkpoint.load(out)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from openbrainmass.cohort.quality import REASONS
 from openbrainmass.evaluation.protocols import few_shot_size
+from openbrainmass.model.settings import EncoderSettings
 from openbrainmass.report.cohort_view import atlas_name
 from openbrainmass.report.connectivity_view import AUGMENTATIONS
 from openbrainmass.report.folders import ExplanationFolder, Material, ResultsFolder, RunFolder, StoreFolder
@@ -100,7 +101,7 @@ def _pretraining(run: RunFolder, cited: dict[str, None]) -> str:
     card, settings = run.card, run.card["settings"]
     facts: Mapping[str, Any] = card.get("facts") or {}
     views, objective = settings["views"], settings["objective"]
-    cited |= dict.fromkeys(["brainmass", "byol"])
+    encoder = EncoderSettings(**settings["encoder"])
     if views["estimator"] == "ledoit-wolf":
         cited["ledoit-wolf"] = None
     data = (
@@ -108,6 +109,15 @@ def _pretraining(run: RunFolder, cited: dict[str, None]) -> str:
         if facts.get("n_recordings") and facts.get("n_people")
         else ""
     )
+    if encoder.kind == "tangent":
+        cited["tangent"] = None
+        return (
+            f"An encoder was learnt without labels{data}: functional connectivity (the {ESTIMATORS[views['estimator']]} "
+            f"between regions, mixed with the identity by {100 * encoder.shrinkage:g} %) is divided by "
+            f"{count(encoder.modes, 'mode')} of its mean and its matrix logarithm taken (tangent space). The embedding of a "
+            f"recording has {encoder.embedding_size(card['n_rois'])} values."
+        )
+    cited |= dict.fromkeys(["brainmass", "byol"])
     rule = AUGMENTATIONS[views["augmentation"]].format(share=100 * views["share"], kept=100 - 100 * views["share"])
     parts = [
         f"alignment of the two views' latent representations (weight {objective['lra']:g})",
@@ -123,7 +133,7 @@ def _pretraining(run: RunFolder, cited: dict[str, None]) -> str:
         f"{compact(settings['learning_rate'])}, weight decay {compact(settings['weight_decay'])}, "
         f"{count(settings['warmup_epochs'], 'warm-up epoch')}) ran for {count(epochs, 'epoch')} with batches of "
         f"{settings['batch_size']}, seed {settings['seed']}. The embedding of a recording has "
-        f"{settings['encoder']['readout'] * card['n_rois']} values."
+        f"{encoder.embedding_size(card['n_rois'])} values."
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from openbrainmass.model.settings import EncoderSettings
 from openbrainmass.report.cohort_view import atlas_name
 from openbrainmass.report.figures import Picture, curve
 from openbrainmass.report.folders import HealthWarning, RunFolder
@@ -36,29 +37,35 @@ class RunView:
     warnings: tuple[HealthWarning, ...]
     health: str
     logged: bool
+    at_once: bool
 
 
 def run_view(run: RunFolder) -> RunView:
     """Curves, facts and health of one run or checkpoint."""
-    return RunView(run.name, _facts(run), _curves(run), run.warnings, _health(run), bool(len(run.steps)))
+    at_once = EncoderSettings(**run.card["settings"]["encoder"]).kind == "tangent"
+    return RunView(run.name, _facts(run), _curves(run), run.warnings, _health(run), bool(len(run.steps)), at_once)
 
 
 def encoder_words(card: Mapping[str, Any]) -> str:
     """Size of an encoder in words."""
-    encoder = card["settings"]["encoder"]
-    width = encoder["width"] or card["n_rois"]
-    return f"{count(encoder['depth'], 'layer')} of width {width}, {count(encoder['heads'], 'head')}"
+    encoder = EncoderSettings(**card["settings"]["encoder"])
+    if encoder.kind == "tangent":
+        return f"tangent space, {100 * encoder.shrinkage:g} % shrinkage"
+    width = encoder.token_width(card["n_rois"])
+    return f"{count(encoder.depth, 'layer')} of width {width}, {count(encoder.heads, 'head')}"
 
 
 def _facts(run: RunFolder) -> tuple[Fact, ...]:
     facts: Mapping[str, Any] = run.card.get("facts") or {}
-    encoder = run.card["settings"]["encoder"]
+    encoder = EncoderSettings(**run.card["settings"]["encoder"])
     found: list[Fact | None] = [
         _count_fact("people", facts.get("n_people")),
         _count_fact("recordings", facts.get("n_recordings")),
         Fact("ROIs", str(run.card["n_rois"]), atlas_name(run.card)),
-        Fact("encoder", f"{encoder['depth']} × {encoder['width'] or run.card['n_rois']}", "layers × width"),
-        Fact("embedding", str(encoder["readout"] * run.card["n_rois"]), "values"),
+        Fact("encoder", "tangent", "space, in closed form")
+        if encoder.kind == "tangent"
+        else Fact("encoder", f"{encoder.depth} × {encoder.token_width(run.card['n_rois'])}", "layers × width"),
+        Fact("embedding", str(encoder.embedding_size(run.card["n_rois"])), "values"),
     ]  # fmt: skip
     if len(run.steps):
         last = run.steps.iloc[-1]

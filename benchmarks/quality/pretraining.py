@@ -1,14 +1,15 @@
-"""What each cheaper way to pretrain costs in quality: paired differences to the published schedule.
+"""What each choice in pretraining is worth: paired differences between recipes, objectives, views and schedules.
 
-The people of a store are divided by site into two halves. On each half every schedule pretrains with every seed, from
+The people of a store are divided by site into two halves. On each half every variant pretrains with every seed, from
 the same initial weights and the same batches; the embeddings of the *other* half, whose people and sites it never saw,
 are judged by 10 x 5 folds: logistic regression for the diagnosis and the sex (AUC), ridge for the age (correlation).
-A person's score is the mean over the repeats. Differences are means over seeds and halves, with a bootstrap over
-people (95 %, percentile). Nothing is chosen by these figures but what may become a default.
+A person's score is the mean over the repeats. Differences to the study's first variant are means over seeds and halves,
+with a bootstrap over people (95 %, percentile). Nothing is chosen by these figures but what may become a default.
 
-    OMP_NUM_THREADS=1 python benchmarks/schedules.py PATH --out FOLDER
+    OMP_NUM_THREADS=1 python benchmarks/quality/pretraining.py PATH --out FOLDER [--study repairs] [--seeds 3]
 
-PATH is a store or a plain folder with `participants.tsv`. Runs that are finished in FOLDER are not repeated.
+PATH is a store or a plain folder with `participants.tsv`; the studies are the keys of `STUDIES`. Runs that are finished
+in FOLDER are not repeated.
 """
 
 from __future__ import annotations
@@ -35,26 +36,69 @@ from openbrainmass.model.embedder import Embedder
 from openbrainmass.model.pretrain import pretrain
 from openbrainmass.model.settings import PretrainSettings, Size, preset
 
-PUBLISHED = "two masked passes, attention dropout"
-SCHEDULES: dict[str, dict] = {
-    PUBLISHED: {"objective": {"masked_passes": 2}, "encoder": {"attention_dropout": 0.1}},
-    "one masked pass": {"encoder": {"attention_dropout": 0.1}},
-    "one masked pass, no attention dropout (default)": {},
-    "default, no dropout at all": {"encoder": {"dropout": 0.0}},
-    "default, bfloat16": {"precision": "bfloat16"},
-    "default, feed-forward halved": {"encoder": {"ffn": 64}},
-    "default, masked views predict": {"objective": {"lra_online": "masked"}},
-    "default, one direction": {"objective": {"lra_directions": 1}},
+PAPER = {
+    "views": {"estimator": "ledoit-wolf"},
+    "objective": {"mask": "rows", "masked_passes": 2, "extra_tokens": 2, "train_heads": False},
+    "encoder": {"positions": "masked-only", "attention_dropout": 0.1},
+}
+"""The published recipe's choices (`preset(size, "paper")`), at any size."""
+
+
+def changed(base: dict[str, dict], **sections: dict) -> dict[str, dict]:
+    """Some choices of a recipe made otherwise."""
+    return base | {name: base.get(name, {}) | values for name, values in sections.items()}
+
+
+STUDIES: dict[str, dict[str, dict]] = {
+    "schedules": {
+        "two masked passes, attention dropout": {
+            "objective": {"masked_passes": 2},
+            "encoder": {"attention_dropout": 0.1},
+        },
+        "one masked pass": {"encoder": {"attention_dropout": 0.1}},
+        "one masked pass, no attention dropout (default)": {},
+        "default, no dropout at all": {"encoder": {"dropout": 0.0}},
+        "default, bfloat16": {"precision": "bfloat16"},
+        "default, feed-forward halved": {"encoder": {"ffn": 64}},
+        "default, masked views predict": {"objective": {"lra_online": "masked"}},
+        "default, one direction": {"objective": {"lra_directions": 1}},
+    },
+    "repairs": {
+        "paper recipe": PAPER,
+        "paper, Pearson FC": changed(PAPER, views={"estimator": "pearson"}),
+        "paper, rows and columns masked": changed(PAPER, objective={"mask": "rows-and-columns"}),
+        "paper, mask token and heads trained": changed(PAPER, objective={"train_heads": True}),
+        "paper, no extra tokens, positions everywhere": changed(
+            PAPER, objective={"extra_tokens": 0}, encoder={"positions": "both"}
+        ),
+        "default: all repaired": {},
+    },
+    "views": {
+        "default: 20 % dropped at random": {},
+        "50 % dropped at random": {"views": {"share": 0.5}},
+        "80 % dropped at random": {"views": {"share": 0.8}},
+        "50 % contiguous crop": {"views": {"augmentation": "contiguous-crop", "share": 0.5}},
+        "50 % in chunks": {"views": {"augmentation": "chunk-drop", "share": 0.5}},
+        "60 volumes kept": {"views": {"augmentation": "fixed-count"}},
+    },
+    "objectives": {
+        "default: LRA + MRM, readout of 8": {},
+        "LRA alone": {"objective": {"identification": 0.0, "reconstruction": 0.0}},
+        "MRM alone": {"objective": {"lra": 0.0}},
+        "no positions": {"encoder": {"positions": "none"}},
+        "readout of 32": {"encoder": {"readout": 32}},
+        "target follows slowly (0.999)": {"objective": {"momentum": 0.999}},
+    },
 }
 UNTRAINED = "untrained"
 N_REPEATS, N_FOLDS, N_BOOTSTRAPS = 10, 5, 2000
 
 
-def settings_of(schedule: str, size: Size, seed: int, steps: int) -> PretrainSettings:
-    """A preset with what the schedule changes."""
+def settings_of(changes: dict, size: Size, seed: int, steps: int) -> PretrainSettings:
+    """A preset with what a variant changes."""
     settings = preset(size)
     update: dict[str, object] = {"seed": seed, "max_steps": steps}
-    for name, value in SCHEDULES[schedule].items():
+    for name, value in changes.items():
         update[name] = getattr(settings, name).model_copy(update=value) if isinstance(value, dict) else value
     return settings.model_copy(update=update)
 
@@ -117,12 +161,12 @@ def interval(own: list[list[np.ndarray]], other: list[list[np.ndarray]], targets
 
 
 def all_scores(
-    cohort: Cohort, out: Path, size: Size, seeds: int, steps: int
+    cohort: Cohort, variants: dict[str, dict], out: Path, size: Size, seeds: int, steps: int
 ) -> tuple[dict[str, dict[str, list[list[np.ndarray]]]], dict[str, list[np.ndarray]]]:
     """Scores by model, target, half and seed; and targets by half."""
     rows = halves(cohort)
     targets = {name: [values[half] for half in rows] for name, values in targets_of(cohort).items()}
-    models = ["edges", *SCHEDULES, UNTRAINED]
+    models = ["edges", *variants, UNTRAINED]
     found: dict[str, dict[str, list[list[np.ndarray]]]] = {
         model: {name: [[] for _ in rows] for name in targets} for model in models
     }
@@ -136,8 +180,8 @@ def all_scores(
                 elif model == UNTRAINED:
                     features = Embedder(Checkpoint.untrained(seen.atlas, preset(size), seed)).transform(unseen)
                 else:
-                    folder = out / f"half{number}-seed{seed}-{list(SCHEDULES).index(model)}"
-                    checkpoint = pretrain(seen, settings_of(model, size, seed, steps), folder, progress=False)
+                    settings = settings_of(variants[model], size, seed, steps)
+                    checkpoint = pretrain(seen, settings, out / f"half{number}-{settings.digest}", progress=False)
                     features = Embedder(checkpoint).transform(unseen)
                 for name, of_half in targets.items():
                     found[model][name][number].append(scores(np.asarray(features), of_half[number]))
@@ -145,17 +189,19 @@ def all_scores(
     return found, targets
 
 
-def report(found: dict[str, dict[str, list[list[np.ndarray]]]], targets: dict[str, list[np.ndarray]]) -> None:
-    """Print quality, difference to the published schedule and its interval."""
+def report(
+    found: dict[str, dict[str, list[list[np.ndarray]]]], targets: dict[str, list[np.ndarray]], reference: str
+) -> None:
+    """Print quality, difference to the reference and its interval."""
     for name, of_half in targets.items():
         print(
             f"\n{name} ({'AUC' if len(np.unique(of_half[0])) == 2 else 'r'}), n = {' + '.join(map(str, map(len, of_half)))}"
         )
         for model, scored in found.items():
             line = f"  {model:52}{resampled(scored[name], of_half, None):8.3f}"
-            if model not in ("edges", PUBLISHED):
-                difference = resampled(scored[name], of_half, None) - resampled(found[PUBLISHED][name], of_half, None)
-                low, high = interval(scored[name], found[PUBLISHED][name], of_half)
+            if model not in ("edges", reference):
+                difference = resampled(scored[name], of_half, None) - resampled(found[reference][name], of_half, None)
+                low, high = interval(scored[name], found[reference][name], of_half)
                 line += f"{difference:+8.3f}  [{low:+.3f}, {high:+.3f}]"
             print(line, flush=True)
 
@@ -165,8 +211,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--study", choices=list(STUDIES), default="repairs")
     parser.add_argument("--size", default="tiny")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -174,7 +221,9 @@ def main() -> None:
     if not (store / "manifest.json").is_file():
         build_store(read_source(options.path), store)
     read_manifest(store)
-    report(*all_scores(load_cohort(store), options.out, options.size, options.seeds, options.steps))
+    variants = STUDIES[options.study]
+    found, targets = all_scores(load_cohort(store), variants, options.out, options.size, options.seeds, options.steps)
+    report(found, targets, next(iter(variants)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,291 @@
+"""Is the shipped encoder better than a plain connectome? Every claim about it, on people it has not met.
+
+    OMP_NUM_THREADS=1 python benchmarks/quality/study.py PART --abide STORE --cni STORE --hcp STORE --out FOLDER [--jobs 2]
+
+PART is one of
+
+    folds       ABIDE autism: 10 x 5-fold, held-out sites and few-shot; the encoder pretrained in each fold on its
+                training people (for few-shot on all of them, for k labels of each class), with every floor
+    transfer    pretrained on ABIDE, tested on CNI: ADHD, sex and age in 10 x 5-fold
+    site        how well the site is read from features of people who were not in the pretraining
+    retrieval   HCP: which of the people is this, REST1 -> REST2, whole runs and 60 s; pretrained on other people
+    membership  whether the weights tell who was in the pretraining
+
+The stores are made by `openbrainmass cohort`. The share of the identity and the number of modes were chosen on half of the
+sites of ABIDE (DEVELOPMENT, each tested when left out), so rows on the others are the ones to trust most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from openbrainmass.cohort.cohort import Cohort
+from openbrainmass.cohort.store import load_cohort
+from openbrainmass.connectivity import correlation, fisher_z, vectorize
+from openbrainmass.evaluation.baselines import Connectome, Covariates, ScoreSum, edges_and_tangent
+from openbrainmass.evaluation.evaluate import evaluate
+from openbrainmass.evaluation.probes import KERNEL_RIDGE, make_probe
+from openbrainmass.evaluation.results import Results
+from openbrainmass.evaluation.statistics import compare
+from openbrainmass.evaluation.tasks import Task
+from openbrainmass.evaluation.tuning import tuned
+from openbrainmass.model.checkpoint import Checkpoint
+from openbrainmass.model.embedder import Embedder
+from openbrainmass.model.in_fold import PretrainInFold
+from openbrainmass.model.pretrain import pretrain
+from openbrainmass.model.settings import preset
+from openbrainmass.model.tangent import TangentEncoder, whitening
+
+OURS = "pretrained + ridge"
+DEVELOPMENT = ("UM_1", "PITT", "MAX_MUN", "STANFORD", "OLIN", "SBL", "OHSU")
+SETTINGS = preset("tangent")
+N_SEEDS = 3
+
+
+def floors_of(kind: Literal["classification", "regression"]) -> dict[str, Any]:
+    """Edges and tangent space, each with two probes, and the tangent space that is shrunk as ours, in full."""
+    linear = "logistic" if kind == "classification" else "kernel ridge"
+    return {
+        f"{name} + {probe}": make_pipeline(connectome, make_probe(probe, kind))
+        for name, connectome in {"edges": Connectome("fisher-z"), "tangent": Connectome("tangent")}.items()
+        for probe in (linear, "ridge")
+    } | {
+        "tangent, shrunk by 0.3 + ridge": make_pipeline(Connectome("tangent", shrinkage=0.3), make_probe("ridge", kind))
+    }
+
+
+def show(results: Results, out: Path, references: list[str]) -> None:
+    """Metrics by protocol, and ours against every other model; saved beside the predictions."""
+    results.save(out, reference=references[0])
+    metrics = results.metrics()
+    metrics = metrics[metrics["metric"].isin(["auc", "auc_site_mean", "r"])]
+    print(metrics[["protocol", "model", "metric", "value", "low", "high"]].round(3).to_string(index=False))
+    pairs = pd.concat([compare(Results(_two(results, OURS, other), results.settings), other) for other in references])
+    print(pairs.drop(columns=["p_corrected"]).round(4).to_string(index=False), flush=True)
+
+
+def _two(results: Results, one: str, other: str) -> pd.DataFrame:
+    return results.predictions[results.predictions["model"].isin([one, other])]
+
+
+def folds(options: argparse.Namespace) -> None:
+    """Autism on ABIDE, on the same folds as every floor."""
+    cohort, task = load_cohort(options.abide), Task.load("abide1-asd")
+    ours = make_pipeline(PretrainInFold(SETTINGS), make_probe("ridge"))
+    untrained = Embedder(Checkpoint.untrained(cohort.atlas, SETTINGS))
+    simple = floors_of("classification")
+    models = {OURS: ours, "untrained + ridge": make_pipeline(untrained, make_probe("ridge")), **simple}
+    both = {
+        "edges + kernel ridge, tuned": make_pipeline(Connectome("fisher-z"), tuned("kernel ridge")),
+        "tangent + kernel ridge": make_pipeline(Connectome("tangent"), KERNEL_RIDGE),
+        "covariates + logistic": make_pipeline(Covariates(task.covariates), make_probe("logistic")),
+        "edges + tangent, sum": edges_and_tangent(),
+        "pretrained + edges + tangent, sum": ScoreSum(
+            [("ours", ours), *((name, simple[f"{name} + logistic"]) for name in ("edges", "tangent"))]
+        ),
+    }
+    for name, protocols, entered, extra in (
+        ("sites", ("site-held-out",), models | both, {}),
+        ("k-fold", ("k-fold",), models | both, {}),
+        ("few-shot", ("few-shot",), models, {"n_draws": options.draws}),
+    ):
+        started = time.perf_counter()
+        results = evaluate(entered, cohort, task, protocols=protocols, n_jobs=options.jobs, progress=True, **extra)
+        print(f"\n{name}: {time.perf_counter() - started:.0f} s")
+        show(results, options.out / name, [model for model in entered if model != OURS])
+        if name == "sites":
+            held = results.predictions["site"].isin(DEVELOPMENT)
+            for what, rows in (("sites of the development", held), ("other sites", ~held)):
+                part = Results(results.predictions[rows], results.settings)
+                print(f"\n{what}: {part.predictions['participant_id'].nunique()} people")
+                metrics = part.metrics()
+                print(
+                    metrics[metrics["metric"] == "auc"][["model", "value", "low", "high"]]
+                    .round(3)
+                    .to_string(index=False)
+                )
+                print(
+                    compare(Results(_two(part, OURS, "tangent + ridge"), {}), "tangent + ridge")
+                    .round(4)
+                    .to_string(index=False)
+                )
+
+
+def transfer(options: argparse.Namespace) -> None:
+    """Three targets of another cohort, from weights that have met nobody of it."""
+    abide, cni = load_cohort(options.abide), load_cohort(options.cni)
+    checkpoint = pretrain(abide, SETTINGS, options.out / "abide-only", progress=False)
+    for task in (Task.load("cni-adhd"), Task.load("sex"), Task.load("age")):
+        models = {OURS: make_pipeline(Embedder(checkpoint), make_probe("ridge", task.kind)), **floors_of(task.kind)}
+        print(f"\nCNI, {task.name}")
+        results = evaluate(models, cni, task, protocols=("k-fold",), n_jobs=options.jobs)
+        show(results, options.out / f"cni-{task.name}", [name for name in models if name != OURS])
+
+
+def halves(site: np.ndarray, seed: int) -> np.ndarray:
+    """Half of the people of every site, as a mask."""
+    rng, chosen = np.random.default_rng(seed), np.zeros(len(site), bool)
+    for name in np.unique(site):
+        rows = rng.permutation(np.flatnonzero(site == name))
+        chosen[rows[: len(rows) // 2]] = True
+    return chosen
+
+
+def site(options: argparse.Namespace) -> None:
+    """Balanced accuracy of a linear reader of the 14 sites, 5-fold among people who did not pretrain."""
+    cohort = load_cohort(options.abide)
+    names = cohort.table["site"].to_numpy(str)
+    rows = []
+    for seed in range(N_SEEDS):
+        seen = halves(names, seed)
+        new, own = cohort.select(~seen), names[~seen]
+        for model, front in {
+            "edges": Connectome("fisher-z"),
+            "tangent": Connectome("tangent"),
+            "pretrained": PretrainInFold(SETTINGS),
+            "pretrained tiny transformer, 200 steps": PretrainInFold(preset("tiny")),
+        }.items():
+            features = front.fit(cohort.select(seen)).transform(new)
+            told = np.empty_like(own)
+            for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(features, own):
+                reader = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1e3, class_weight="balanced"))
+                told[test] = reader.fit(features[train], own[train]).predict(features[test])
+            rows.append({"model": model, "seed": seed, "accuracy": balanced_accuracy_score(y_true=own, y_pred=told)})
+    print(
+        pd.DataFrame(rows)
+        .pivot_table(index="model", columns="seed", values="accuracy", sort=False)
+        .round(3)
+        .to_string()
+    )
+
+
+def retrieval(options: argparse.Namespace) -> None:
+    """How often the nearest of 30 people in REST2 is the person of REST1; features centred on the pretraining people."""
+    cohort = load_cohort(options.hcp)
+    table = cohort.recordings
+    first, second = (np.flatnonzero(table["session"] == name) for name in ("REST1", "REST2"))
+    people = table["participant_id"].to_numpy()
+    assert (people[first] == people[second]).all()
+    rng, shown = np.random.default_rng(0), []
+    for volumes, n_draws in ((1200, 1), (300, 10), (83, 20)):
+        hits: dict[str, list[np.ndarray]] = {}
+        for _ in range(n_draws):
+            starts = rng.integers(0, 1200 - volumes + 1, size=2)
+            fc = [
+                np.stack([correlation(cohort.bold(int(row))[start : start + volumes]) for row in rows])
+                for rows, start in zip((first, second), starts, strict=True)
+            ]
+            order = rng.permutation(len(first))
+            for test in np.array_split(order, 2):
+                others = np.setdiff1d(order, test)
+                for model, features in _features(cohort, np.r_[first[others], second[others]]).items():
+                    found = [_unit(features(of_run)) for of_run in fc]
+                    hits.setdefault(model, []).append(((found[0][test] @ found[1].T).argmax(1) == test).astype(float))
+        for model, found in hits.items():
+            by_half = np.concatenate(found)
+            per_draw = by_half.reshape(n_draws, -1).mean(1)
+            shown.append(
+                {
+                    "volumes": volumes,
+                    "seconds": round(0.72 * volumes),
+                    "model": model,
+                    "found": per_draw.mean(),
+                    "SD over draws": per_draw.std(),
+                }
+            )
+    print(pd.DataFrame(shown).round(3).to_string(index=False))
+
+
+def _features(cohort: Cohort, others: np.ndarray) -> dict[str, Any]:
+    """FC to features by model, with what is learnt of other people: the encoder, and the mean that is taken away."""
+    whole = np.stack([correlation(cohort.bold(int(row))) for row in others])
+    checkpoint = PretrainInFold(SETTINGS).fit(cohort.select(others)).checkpoint_
+    made = {
+        "raw FC (Fisher z), centred in itself": lambda fc: _row_centred(vectorize(fisher_z(fc))),
+        "raw FC (Fisher z), centred on other people": lambda fc: (
+            vectorize(fisher_z(fc)) - vectorize(fisher_z(whole)).mean(0)
+        ),
+    }
+    embedder = Embedder(checkpoint)
+    middle = embedder.transform(whole).mean(0)
+    return {**made, "pretrained, centred on other people": lambda fc: embedder.transform(fc) - middle}
+
+
+def _row_centred(values: np.ndarray) -> np.ndarray:
+    return values - values.mean(1, keepdims=True)
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def membership(options: argparse.Namespace) -> None:
+    """Homer's attack (2008): is a person nearer to what the weights say of the mean than to the mean of other people?
+
+    The attacker has the person's FC, the weights, and the FC of a quarter of the people, none of whom pretrained, from
+    whom the same weights are made; what the weights give away is compared as it is and whitened. Members are half of
+    each site; the last quarter are the non-members. The more people pretrain, the less each of them shows.
+    """
+    cohort = load_cohort(options.abide)
+    names = cohort.table["site"].to_numpy(str)
+    fc = torch.from_numpy(np.stack([correlation(bold) for bold in cohort]))
+    rows = []
+    for seed in range(10):
+        member = halves(names, seed)
+        others = np.flatnonzero(~member)
+        known = others[halves(names[others], seed)]
+        stranger = np.setdiff1d(others, known)
+        asked = np.r_[np.flatnonzero(member), stranger]
+        truth = np.isin(asked, np.flatnonzero(member))
+        encoder = TangentEncoder(fc.shape[1], SETTINGS.encoder)
+        means = [encoder.shrunk(fc[group].mean(0)[None])[0].double() for group in (np.flatnonzero(member), known)]
+        for modes in (1, 3, 10, fc.shape[1]):
+            told = [torch.linalg.inv(torch.linalg.matrix_power(whitening(mean, modes), 2)) for mean in means]
+            difference, apart = told[0] - told[1], encoder.shrunk(fc[asked]).double() - means[1]
+            full = whitening(means[1], fc.shape[1])
+            attacks = [
+                (apart * difference).sum((1, 2)),
+                ((full @ apart @ full) * (full @ difference @ full)).sum((1, 2)),
+            ]
+            best = max(roc_auc_score(y_true=truth, y_score=attack.numpy()) for attack in attacks)
+            rows.append({"modes": "all" if modes == fc.shape[1] else modes, "seed": seed, "auc": best})
+    found = pd.DataFrame(rows).groupby("modes", sort=False)["auc"].agg(["mean", "std", "max"])
+    print(f"{member.sum()} members, {len(stranger)} others; the stronger of two attacks\n{found.round(3).to_string()}")
+
+
+PARTS = {"folds": folds, "transfer": transfer, "site": site, "retrieval": retrieval, "membership": membership}
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=list(PARTS))
+    for store in ("abide", "cni", "hcp"):
+        parser.add_argument(f"--{store}", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--draws", type=int, default=20)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    PARTS[options.part](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The tangent encoder: FC as a whole, seen from what all brains share, with nothing thrown away.
+
+A transformer that reads a few values out of each ROI keeps the directions in which FC varies most. What tells a diagnosis
+lies in the others: the logarithm of an FC brings them up, and dividing by what is common to all brains first (the tangent
+space, Varoquaux et al., MICCAI 2010) takes away what tells nobody apart. Every FC is mixed with the identity by one and the
+same share before, so that it has an inverse however short the scan, and so that the length of a scan does not decide how
+much it is shrunk.
+
+All that is learnt, without labels and in closed form, are the strongest modes (eigenvectors) of the mean FC of the
+pretraining people. One is enough (docs/results.md), and the weights then hold so little of any person that membership can
+hardly be told from them; of the whole mean it can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from openbrainmass.connectivity import correlation
+from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.model.scans import Scans
+from openbrainmass.model.settings import EncoderSettings
+
+
+class TangentEncoder(nn.Module):
+    """FC in, embedding out: one value for each pair of ROIs, and for each ROI.
+
+    Until it has learnt (`learn_tangent`) it is the logarithm of the shrunk FC itself, the untrained floor.
+
+    Parameters
+    ----------
+    n_rois : int
+        ROIs of the atlas.
+    settings : EncoderSettings
+        Of kind ``"tangent"``; ``shrinkage`` is the share of the identity, ``modes`` how many are learnt.
+    """
+
+    whitener: torch.Tensor
+
+    def __init__(self, n_rois: int, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.n_rois = n_rois
+        self.settings = settings
+        self.register_buffer("whitener", torch.eye(n_rois))
+
+    @property
+    def embedding_size(self) -> int:
+        """Values of an embedding: ``n_rois * (n_rois + 1) / 2``."""
+        return self.settings.embedding_size(self.n_rois)
+
+    def shrunk(self, fc: torch.Tensor) -> torch.Tensor:
+        """FC ``(n, n_rois, n_rois)`` with its share of the identity: positive definite."""
+        if fc.ndim != 3 or fc.shape[1:] != (self.n_rois, self.n_rois):
+            raise OpenBrainMassError(
+                f"The encoder expects FC of shape (n, {self.n_rois}, {self.n_rois}) but was given {tuple(fc.shape)}. "
+                "Give FC of the atlas it was built for."
+            )
+        eye = torch.eye(self.n_rois, dtype=fc.dtype, device=fc.device)
+        return (1 - self.settings.shrinkage) * fc + self.settings.shrinkage * eye
+
+    def tokens(self, fc: torch.Tensor) -> torch.Tensor:
+        """``log(W S W)`` of shrunk FC S: what is said of each ROI and every other one.
+
+        Parameters
+        ----------
+        fc : Tensor (n, n_rois, n_rois)
+            Correlations.
+
+        Returns
+        -------
+        Tensor (n, n_rois, n_rois)
+            Symmetric.
+        """
+        return matrix_log(self.whitener @ self.shrunk(fc) @ self.whitener)
+
+    def read_out(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``(n, n_rois * (n_rois + 1) / 2)``: the upper triangle of the tokens, row by row."""
+        rows, columns = np.triu_indices(self.n_rois)
+        return tokens[:, rows, columns]
+
+    def forward(self, fc: torch.Tensor) -> torch.Tensor:
+        """Embed FC ``(n, n_rois, n_rois)``."""
+        return self.read_out(self.tokens(fc))
+
+
+class _MatrixLog(torch.autograd.Function):
+    """Logarithm of symmetric positive definite matrices, with a gradient that equal eigenvalues do not spoil.
+
+    Differentiating through eigenvectors divides by differences of eigenvalues, of which shrunk FC of short scans has
+    many that are 0; the Daleckii-Krein formula divides differences of logarithms by them, whose limit is known.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrices: torch.Tensor) -> torch.Tensor:
+        values, vectors = torch.linalg.eigh(matrices)
+        values = values.clamp_min(torch.finfo(values.dtype).tiny)
+        ctx.save_for_backward(values, vectors)
+        return (vectors * values.log()[..., None, :]) @ vectors.mT
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        values, vectors = ctx.saved_tensors
+        logs = values.log()
+        apart = values[..., :, None] - values[..., None, :]
+        close = apart.abs() <= 1e-4 * (values[..., :, None] + values[..., None, :])
+        middle = 2 / (values[..., :, None] + values[..., None, :])
+        ratio = torch.where(close, middle, (logs[..., :, None] - logs[..., None, :]) / apart.where(~close, 1.0))
+        symmetric = (gradients[0] + gradients[0].mT) / 2
+        return vectors @ (ratio * (vectors.mT @ symmetric @ vectors)) @ vectors.mT
+
+
+def matrix_log(matrices: torch.Tensor) -> torch.Tensor:
+    """Logarithm of symmetric positive definite matrices ``(..., n, n)``; differentiable."""
+    return _MatrixLog.apply(matrices)  # pyright: ignore[reportReturnType]
+
+
+@torch.no_grad()
+def learn_tangent(scans: Scans, settings: EncoderSettings, estimator: str = "pearson") -> TangentEncoder:
+    """Learn the modes of the scans' mean FC; each is read once, and one is in memory at a time.
+
+    Parameters
+    ----------
+    scans : Scans
+        Every recording counts the same.
+    settings : EncoderSettings
+        Of kind ``"tangent"``.
+    estimator : str
+        FC estimator (see `connectivity.correlation`).
+
+    Returns
+    -------
+    TangentEncoder
+    """
+    encoder = TangentEncoder(scans.atlas.n_rois, settings)
+    total = np.zeros((encoder.n_rois, encoder.n_rois))
+    for number in range(len(scans)):
+        total += correlation(scans.bold(number), estimator)
+    mean = encoder.shrunk(torch.from_numpy(total / len(scans))[None])[0]
+    encoder.whitener = whitening(mean, settings.modes).float()
+    return encoder
+
+
+def whitening(mean: torch.Tensor, modes: int) -> torch.Tensor:
+    """Inverse square root of a mean FC ``(n_rois, n_rois)`` of which all but the strongest modes are made alike.
+
+    The other eigenvalues are replaced by their geometric mean, and their eigenvectors do not enter.
+    """
+    values, vectors = torch.linalg.eigh(mean)
+    first = max(0, len(values) - modes)
+    middle = values[:first].log().mean().exp() if first else values.new_ones(())
+    gains = values[first:].rsqrt() - middle.rsqrt()
+    kept = vectors[:, first:]
+    return torch.eye(len(values), dtype=mean.dtype) * middle.rsqrt() + (kept * gains) @ kept.mT

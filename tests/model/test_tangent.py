@@ -1,0 +1,171 @@
+"""The tangent encoder is the tangent space with a fixed shrinkage, learnt in closed form, differentiable and honest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.linalg import logm, sqrtm
+from sklearn.pipeline import make_pipeline
+
+from openbrainmass.cohort.simulate import simulate_cohort
+from openbrainmass.connectivity import correlation
+from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.evaluation.baselines import Connectome
+from openbrainmass.evaluation.evaluate import evaluate
+from openbrainmass.evaluation.probes import make_probe
+from openbrainmass.evaluation.tasks import Task
+from openbrainmass.interpretation.explain import explain
+from openbrainmass.model.checkpoint import Checkpoint
+from openbrainmass.model.embedder import Embedder
+from openbrainmass.model.finetune import FineTuneClassifier
+from openbrainmass.model.in_fold import PretrainInFold
+from openbrainmass.model.pretrain import pretrain
+from openbrainmass.model.settings import PretrainSettings, preset
+from openbrainmass.model.tangent import TangentEncoder, matrix_log, whitening
+
+SETTINGS = preset("tangent")
+
+
+def with_modes(modes: int) -> PretrainSettings:
+    return SETTINGS.model_copy(update={"encoder": SETTINGS.encoder.model_copy(update={"modes": modes})})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(cohort, tmp_path_factory) -> Checkpoint:
+    return pretrain(cohort, SETTINGS, tmp_path_factory.mktemp("tangent") / "run")
+
+
+def positive(rng: np.random.Generator, n: int) -> np.ndarray:
+    values = rng.normal(size=(2 * n, n))
+    return values.T @ values / (2 * n) + 0.1 * np.eye(n)
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(2, 7))
+def test_the_logarithm_is_scipys(seed, n):
+    matrix = positive(np.random.default_rng(seed), n)
+    np.testing.assert_allclose(matrix_log(torch.from_numpy(matrix)).numpy(), logm(matrix), atol=1e-10)
+
+
+def test_the_gradient_is_right_also_where_eigenvalues_are_equal():
+    rng = np.random.default_rng(0)
+    equal = torch.eye(5, dtype=torch.float64) * 0.3
+    equal[:2, :2] = 0.7
+    equal[0, 0] = equal[1, 1] = 1.0
+    matrices = torch.stack([torch.from_numpy(positive(rng, 5)), torch.eye(5, dtype=torch.float64), equal])
+    assert torch.autograd.gradcheck(lambda m: matrix_log((m + m.mT) / 2), matrices.requires_grad_())
+
+
+def test_all_modes_whiten_the_mean_and_none_only_scale_it():
+    mean = torch.from_numpy(positive(np.random.default_rng(1), 6))
+    expected = np.linalg.inv(sqrtm(mean.numpy()))
+    for enough in (6, 100):
+        np.testing.assert_allclose(whitening(mean, enough).numpy(), expected, atol=1e-10)
+    none = whitening(mean, 0)
+    torch.testing.assert_close(none, none[0, 0] * torch.eye(6, dtype=torch.float64))
+
+
+def test_one_mode_whitens_the_strongest_direction_alone():
+    mean = torch.from_numpy(positive(np.random.default_rng(2), 6))
+    values, vectors = torch.linalg.eigh(mean)
+    first = vectors[:, -1]
+    whitener = whitening(mean, 1)
+    torch.testing.assert_close(whitener @ first, first * values[-1].rsqrt())
+    others = whitener @ vectors[:, :-1]
+    torch.testing.assert_close(others, vectors[:, :-1] * values[:-1].log().mean().exp().rsqrt())
+
+
+def test_with_all_modes_it_is_the_baseline_that_is_fitted_in_the_fold(cohort, tmp_path):
+    whole = pretrain(cohort, with_modes(1000), tmp_path / "run")
+    ours = whole.encoder().tokens(torch.from_numpy(np.stack([correlation(bold) for bold in cohort])))
+    rows, columns = np.triu_indices(cohort.atlas.n_rois)
+    baseline = Connectome("tangent", shrinkage=0.3).fit_transform(cohort)
+    root = np.where(rows == columns, 1, np.sqrt(2))
+    np.testing.assert_allclose(ours.numpy()[:, rows, columns] * root, baseline, atol=1e-4)
+
+
+def test_the_embedding_has_a_named_value_for_each_pair_of_rois(checkpoint, cohort):
+    n_rois = cohort.atlas.n_rois
+    embedder = Embedder(checkpoint)
+    embedding = embedder.transform(cohort)
+    names = embedder.get_feature_names_out()
+    assert embedding.shape == (len(cohort), n_rois * (n_rois + 1) // 2) == (len(cohort), len(names))
+    assert embedding.shape[1] == checkpoint.encoder().embedding_size
+    first, second = cohort.atlas.roi_names[:2]
+    assert list(names[:2]) == [f"{first} x {first}", f"{first} x {second}"]
+    assert len(set(names)) == len(names)
+
+
+def test_untrained_it_is_the_logarithm_of_the_shrunk_fc(cohort):
+    untrained = Checkpoint.untrained(cohort.atlas, SETTINGS)
+    fc = correlation(np.asarray(cohort[0], dtype=np.float64))
+    expected = logm(0.7 * fc + 0.3 * np.eye(len(fc)))
+    embedding = Embedder(untrained).transform([cohort[0]])[0]
+    np.testing.assert_allclose(embedding, expected[np.triu_indices(len(fc))], atol=1e-4)
+
+
+def test_what_is_saved_comes_back_and_says_whom_it_saw(checkpoint, cohort, tmp_path):
+    again = Checkpoint.load(checkpoint.save(tmp_path / "copy"))
+    np.testing.assert_array_equal(Embedder(again).transform(cohort), Embedder(checkpoint).transform(cohort))
+    assert again.seen_identities == cohort.hashes()
+    assert again.facts["n_people"] == 24
+
+
+def test_pretraining_again_reads_the_finished_run(cohort, tmp_path):
+    pretrain(cohort, SETTINGS, tmp_path / "run")
+    before = (tmp_path / "run" / "card.json").read_bytes()
+    pretrain(cohort, SETTINGS, tmp_path / "run")
+    assert (tmp_path / "run" / "card.json").read_bytes() == before
+    with pytest.raises(OpenBrainMassError, match="other settings"):
+        pretrain(cohort, with_modes(2), tmp_path / "run")
+
+
+def test_scans_shorter_than_the_atlas_and_missing_parcels_have_finite_embeddings(checkpoint):
+    rng = np.random.default_rng(0)
+    short, missing = rng.normal(size=(8, 21)), rng.normal(size=(50, 21))
+    missing[:, 3] = np.nan
+    assert np.isfinite(Embedder(checkpoint).transform([short, missing])).all()
+
+
+def test_fc_of_another_atlas_is_refused(checkpoint):
+    with pytest.raises(OpenBrainMassError, match=r"expects FC of shape \(n, 21, 21\)"):
+        checkpoint.encoder()(torch.eye(5)[None])
+
+
+def test_there_are_no_layers_to_move_or_to_reduce(checkpoint, cohort):
+    with pytest.raises(OpenBrainMassError, match="no layers"):
+        FineTuneClassifier(checkpoint).fit(cohort, np.arange(len(cohort)) % 2)
+    with pytest.warns(UserWarning, match="no layers that bfloat16"):
+        reduced = Embedder(checkpoint, precision="bfloat16").transform(cohort)
+    np.testing.assert_array_equal(reduced, Embedder(checkpoint).transform(cohort))
+
+
+def test_the_paper_has_none():
+    with pytest.raises(OpenBrainMassError, match="paper's recipe has no tangent"):
+        preset("tangent", "paper")
+
+
+def test_it_finds_an_effect_in_people_it_has_not_met():
+    people = simulate_cohort(n_people=80, n_sites=2, n_rois=21, n_volumes=100, effect=2.0, seed=3)
+    task = Task.from_cohort(people, "dx")
+    models = {"ours": make_pipeline(PretrainInFold(SETTINGS), make_probe("ridge"))}
+    results = evaluate(models, people, task, protocols=("k-fold",), n_repeats=1)
+    assert results.metrics().query("metric == 'auc'")["value"].item() > 0.7
+
+
+def test_its_decisions_are_explained_edge_by_edge(checkpoint):
+    people = simulate_cohort(n_people=40, n_sites=2, n_rois=21, n_volumes=80, seed=4)
+    own = Checkpoint(checkpoint.settings, people.atlas, checkpoint.weights)
+    model = make_pipeline(Embedder(own), make_probe("ridge"))
+    found = explain(model, people, Task.from_cohort(people, "dx"), n_folds=2, n_permutations=3)
+    assert len(found.rois) == 21
+    assert found.settings["completeness_error"] < 1e-3
+
+
+def test_encoders_have_a_kind(cohort):
+    assert isinstance(Checkpoint.untrained(cohort.atlas, SETTINGS).encoder(), TangentEncoder)
+    with pytest.raises(OpenBrainMassError, match="no layers"):
+        Checkpoint.untrained(cohort.atlas, SETTINGS).transformer()
+    Checkpoint.untrained(cohort.atlas, preset("tiny")).transformer()

@@ -12,9 +12,12 @@ import pandas as pd
 import pytest
 
 from openbrainmass.atlas import numbered_atlas
+from openbrainmass.cohort.simulate import simulate_cohort
 from openbrainmass.cohort.store import load_cohort
 from openbrainmass.durable import read_json, read_tsv, write_json, write_text, write_tsv
 from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.model.pretrain import pretrain
+from openbrainmass.model.settings import preset
 from openbrainmass.report.cohort_view import class_order, cohort_view, exclusion_rows
 from openbrainmass.report.connectivity_view import colour_limit, connectivity_view, network_order
 from openbrainmass.report.embedding_view import embedding_view
@@ -26,6 +29,7 @@ from openbrainmass.report.rendering import flat
 from openbrainmass.report.reproduction import commands, task_option
 from openbrainmass.report.results_view import results_view
 from openbrainmass.report.run_view import run_view
+from openbrainmass.report.verdict import contrast
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +224,19 @@ def test_run_shows_every_logged_quantity(folders: dict[str, Path]) -> None:
     assert view.health.startswith("No warning in the log.")
 
 
+def test_a_tangent_encoder_has_facts_and_methods_and_no_curves(tmp_path: Path) -> None:
+    cohort = simulate_cohort(n_people=6, n_sites=1, n_rois=14, n_volumes=30)
+    pretrain(cohort, preset("tangent"), tmp_path / "run")
+    material = read_material([tmp_path / "run"])
+    view = run_view(material.runs[0])
+    assert {fact.value for fact in view.facts} >= {"tangent", "105"}
+    assert not view.curves and view.at_once
+    told = " ".join(methods(material, "0").paragraphs)
+    assert "6 recordings of 6 people" in told and "mixed with the identity by 30 %" in told and "1 mode" in told
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    assert "closed form" in (tmp_path / "report.html").read_text()
+
+
 def test_results_have_sites_comparisons_and_few_shot(folders: dict[str, Path]) -> None:
     view = results_view(read_material([folders["results"]]).results[0])
     sites = view.protocols[0].sites
@@ -228,6 +245,26 @@ def test_results_have_sites_comparisons_and_few_shot(folders: dict[str, Path]) -
     assert comparisons is not None and "BrainMass + svm minus each other model" in comparisons.caption
     assert len(view.few_shot) == 1 and view.few_shot[0].table.columns == ("Model", "2", "10")
     assert view.facts == "48 people from 2 sites: 24 patient, 24 control."
+
+
+def test_people_of_another_cohort_are_counted_by_themselves_and_by_their_own_classes(
+    folders: dict[str, Path],
+) -> None:
+    results = read_material([folders["results"]]).results[0]
+    people = results.predictions["participant_id"].unique()
+    other = results.predictions["participant_id"].isin(people[:10])
+    predictions = results.predictions.assign(
+        protocol=results.predictions["protocol"].mask(other, "external"),
+    )
+    settings = {**results.settings, "test_task": {"positive_name": "adhd", "negative_name": "typical"}}
+    changed = replace(results, predictions=predictions, settings=settings)
+    n_positive = int(predictions[other].drop_duplicates("participant_id")["y_true"].sum())
+    assert results_view(changed).facts == (
+        f"38 people from 2 sites: {24 - n_positive} patient, {14 + n_positive} control. "
+        f"Another cohort: 10 people from 2 sites: {n_positive} adhd, {10 - n_positive} typical."
+    )
+    assert contrast(changed.task_of("external")) == "adhd from typical"
+    assert contrast(changed.task_of("k-fold")) == "patient from control"
 
 
 def test_results_without_comparisons_show_none(folders: dict[str, Path]) -> None:

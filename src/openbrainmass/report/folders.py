@@ -84,6 +84,11 @@ class ResultsFolder:
         task = self.settings.get("task")
         return task if isinstance(task, Mapping) else {}
 
+    def task_of(self, protocol: str | None) -> Mapping[str, Any]:
+        """Settings of the task of a protocol: another cohort may be tested on something else."""
+        other = self.settings.get("test_task")
+        return other if isinstance(other, Mapping) and (protocol or "").startswith("external") else self.task
+
     @property
     def kind(self) -> str:
         """``classification`` or ``regression``."""

@@ -151,7 +151,7 @@ def _evaluation(results: ResultsFolder, cited: dict[str, None]) -> str:
         "transductive": declared,
     }
     ways = [PROTOCOL_WORDS.get(kind, kind).format(**numbers) for kind in kinds]
-    told = contrast(results)
+    told = contrast(results.task)
     models = [str(model) for model in results.predictions["model"].unique()]
     cited |= dict.fromkeys(["bca", "holm"])
     tests = {str(test) for test in results.comparisons["test"].dropna()} if "test" in results.comparisons else set()

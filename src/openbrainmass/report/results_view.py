@@ -88,24 +88,23 @@ def results_view(results: ResultsFolder) -> ResultsView:
         coverage=coverage_view(results, leading),
         confounds=confounds_view(results, leading, said.model if said else ""),
         audit=audit_view(results),
-        no_skill=_no_skill(results),
+        no_skill=_no_skill(results, leading),
         notes=tuple(str(note) for note in results.settings.get("notes") or ()),
     )
 
 
-def _class_name(results: ResultsFolder, key: str) -> str:
-    return str(results.task.get(key) or "")
+def _class_names(task: Mapping[str, Any]) -> tuple[str, str]:
+    return str(task.get("positive_name") or "positive"), str(task.get("negative_name") or "negative")
 
 
-def _no_skill(results: ResultsFolder) -> str:
+def _no_skill(results: ResultsFolder, protocol: str | None) -> str:
     """What the score of the headline means."""
     if results.kind == "regression":
         return (
             "R² is the share of the variance among the tested people that is predicted; 0 is what their own mean would "
             "give, below 0 is worse than that."
         )
-    positive = _class_name(results, "positive_name") or "positive"
-    negative = _class_name(results, "negative_name") or "negative"
+    positive, negative = _class_names(results.task_of(protocol))
     return (
         f"AUC is the chance that a randomly drawn {positive} person is ranked above a randomly drawn {negative} one; "
         "0.5 is chance."
@@ -113,15 +112,25 @@ def _no_skill(results: ResultsFolder) -> str:
 
 
 def _facts(results: ResultsFolder) -> str:
-    people = results.predictions.drop_duplicates("participant_id")
+    """Who was tested; people of another cohort by themselves, since they may have been told apart by something else."""
+    external = results.predictions["protocol"].astype(str).str.startswith("external")
+    told = [
+        start + _people(results, rows.drop_duplicates("participant_id"), str(rows["protocol"].iloc[0]))
+        for start, rows in (("", results.predictions[~external]), ("Another cohort: ", results.predictions[external]))
+        if len(rows)
+    ]
+    return " ".join(told)
+
+
+def _people(results: ResultsFolder, people: pd.DataFrame, protocol: str) -> str:
     named = people.loc[people["site"] != "", "site"]
     sites = f" from {count(named.nunique(), 'site')}" if len(named) else ""
+    task = results.task_of(protocol)
     if results.kind == "regression":
         spread = f"{number(people['y_true'].mean(), 1)} ± {number(people['y_true'].std(), 1)}"
-        return f"{count(len(people), 'person', 'people')}{sites}; {results.task.get('target', 'target')} {spread}."
+        return f"{count(len(people), 'person', 'people')}{sites}; {task.get('target', 'target')} {spread}."
     n_positive = int((people["y_true"] == 1).sum())
-    positive = _class_name(results, "positive_name") or "positive"
-    negative = _class_name(results, "negative_name") or "negative"
+    positive, negative = _class_names(task)
     classes = f"{n_positive:,} {positive}, {len(people) - n_positive:,} {negative}"
     return f"{count(len(people), 'person', 'people')}{sites}: {classes}."
 

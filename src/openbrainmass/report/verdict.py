@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -172,7 +174,7 @@ def _reached(results: ResultsFolder, protocol: str, row: pd.Series) -> str:
     between = interval(row["low"], row["high"])
     # The interval is of the headline metric, so no other metric comes between the two.
     details = [f"95 % interval {between}"] if between else []
-    told = contrast(results)
+    told = contrast(results.task_of(protocol))
     chance = row["low"] <= scale(results).no_skill <= row["high"]
     if results.kind == "regression":
         told = f"predicts {results.task.get('target') or 'the target'}"
@@ -195,9 +197,9 @@ def _regression_details(results: ResultsFolder, protocol: str, model: str) -> li
     return [f"{words[name]} {number(float(table[name]))}" for name in words if name in table]
 
 
-def contrast(results: ResultsFolder) -> str:
-    """The two classes of the task, ``autism from control``; empty where the settings do not tell."""
-    positive, negative = (str(results.task.get(key) or "") for key in ("positive_name", "negative_name"))
+def contrast(task: Mapping[str, Any]) -> str:
+    """The two classes of a task, ``autism from control``; empty where its settings do not tell."""
+    positive, negative = (str(task.get(key) or "") for key in ("positive_name", "negative_name"))
     return f"{positive} from {negative}" if positive and negative else ""
 
 

@@ -10,6 +10,7 @@ PART is one of
     site        how well the site is read from features of people who were not in the pretraining
     retrieval   HCP: which of the people is this, REST1 -> REST2, whole runs and 60 s; pretrained on other people
     membership  whether the weights tell who was in the pretraining
+    layers      where a transformer loses what edges know: the same probe after each of its stages
 
 The stores are made by `openbrainmass cohort`. The share of the identity and the number of modes were chosen on half of the
 sites of ABIDE (DEVELOPMENT, each tested when left out), so rows on the others are the ones to trust most.
@@ -29,9 +30,11 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import RidgeClassifier
+from pretraining import halves as rows_of_halves
+from pretraining import targets_of
+from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -47,10 +50,11 @@ from openbrainmass.evaluation.tasks import Task
 from openbrainmass.evaluation.tuning import tuned
 from openbrainmass.model.checkpoint import Checkpoint
 from openbrainmass.model.embedder import Embedder
+from openbrainmass.model.encoder import Encoder, sinusoidal_positions
 from openbrainmass.model.in_fold import PretrainInFold
 from openbrainmass.model.pretrain import pretrain
 from openbrainmass.model.settings import preset
-from openbrainmass.model.tangent import TangentEncoder, whitening
+from openbrainmass.model.tangent import TangentEncoder, matrix_log, whitening
 
 OURS = "pretrained + ridge"
 DEVELOPMENT = ("UM_1", "PITT", "MAX_MUN", "STANFORD", "OLIN", "SBL", "OHSU")
@@ -269,7 +273,62 @@ def membership(options: argparse.Namespace) -> None:
     print(f"{member.sum()} members, {len(stranger)} others; the stronger of two attacks\n{found.round(3).to_string()}")
 
 
-PARTS = {"folds": folds, "transfer": transfer, "site": site, "retrieval": retrieval, "membership": membership}
+def layers(options: argparse.Namespace) -> None:
+    """Ridge on what each stage of a transformer makes of people of other sites, pretrained on them and untrained."""
+    cohort = load_cohort(options.abide)
+    rows = []
+    for number, half in enumerate(np.isin(np.arange(len(cohort)), rows) for rows in rows_of_halves(cohort)):
+        seen, new = cohort.select(~half), cohort.select(half)
+        fc = torch.from_numpy(np.stack([correlation(bold) for bold in new]))
+        tiny = preset("tiny")
+        for name, checkpoint in {
+            "untrained": Checkpoint.untrained(cohort.atlas, tiny),
+            "pretrained": pretrain(seen, tiny, options.out / f"layers-half{number}", progress=False),
+        }.items():
+            for stage, features in stages(checkpoint.transformer(), fc).items():
+                found = {target: probed(features, values) for target, values in targets_of(new).items()}
+                rows.append({"encoder": name, "half": number, "stage": stage, "values": features.shape[1], **found})
+    columns = ["encoder", "stage", "values"]
+    print(pd.DataFrame(rows).groupby(columns, sort=False).mean().drop(columns="half").round(3).to_string())
+
+
+@torch.no_grad()
+def stages(encoder: Encoder, fc: torch.Tensor) -> dict[str, np.ndarray]:
+    """Features (n, n_values) after each stage of a transformer, and the FC before it as edges and as a logarithm."""
+    eye = torch.eye(fc.shape[1])
+    found = {
+        "FC (Fisher z)": vectorize(fisher_z(fc)),
+        "FC (logarithm)": vectorize(matrix_log(0.7 * fc + 0.3 * eye)),
+        "input projection": encoder.project(fc).flatten(1),
+    }
+    tokens = encoder.project(fc) + sinusoidal_positions(fc.shape[1], encoder.width)
+    for number, layer in enumerate(encoder.layers):
+        tokens = torch.cat([layer(some) for some in tokens.split(16)])
+        found[f"layer {number + 1}"] = tokens.flatten(1)
+    return {name: values.numpy() for name, values in {**found, "readout": encoder.read_out(tokens)}.items()}
+
+
+def probed(features: np.ndarray, target: np.ndarray) -> float:
+    """AUC (or for numbers the correlation) of ridge in 5-fold, three times over."""
+    classes, values = len(np.unique(target)) == 2, []
+    for repeat in range(3):
+        score = np.empty(len(target))
+        splitter = (StratifiedKFold if classes else KFold)(5, shuffle=True, random_state=repeat)
+        for train, test in splitter.split(features, target):
+            probe = make_pipeline(StandardScaler(), Ridge(alpha=0.05 * features.shape[1]))
+            score[test] = probe.fit(features[train], target[train]).predict(features[test])
+        values.append(roc_auc_score(target, score) if classes else np.corrcoef(target, score)[0, 1])
+    return float(np.mean(values))
+
+
+PARTS = {
+    "folds": folds,
+    "transfer": transfer,
+    "site": site,
+    "retrieval": retrieval,
+    "membership": membership,
+    "layers": layers,
+}
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.baselines import Recordings, accept_recordings
+from openbrainmass.evaluation.tuning import PeopleFolds
 from openbrainmass.model.checkpoint import Checkpoint, open_checkpoint
 from openbrainmass.model.embedder import (
     check_atlas,
@@ -29,11 +30,13 @@ from openbrainmass.model.embedder import (
     fc_batches,
     is_fc,
     recording_fc,
+    recording_names,
 )
 from openbrainmass.model.encoder import Encoder
+from openbrainmass.model.lora import add_updates, merge_updates, updates
 from openbrainmass.model.pseudo_fc import pseudo_fc_batch
 
-LAYERS = ("all", "last", "head")
+LAYERS = ("all", "last", "head", "lora")
 """What `FineTuneClassifier` can move."""
 
 HEAD_C = 1e-4
@@ -48,6 +51,8 @@ _LARGEST_GRADIENT = 1.0
 _RISING_STEPS = 10
 _HEAD_RATE = 0.1
 _EMBED_BATCH = 64
+_INNER_FOLDS = 5
+"""Of which one is held out for early stopping."""
 
 
 class FineTuneClassifier(ClassifierMixin, BaseEstimator):
@@ -64,8 +69,10 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
         Passes over the training recordings.
     learning_rate : float
         Of AdamW for the encoder; a tenth of it for the head unless that moves alone. It falls to zero along a cosine.
-    layers : {"all", "last", "head"}
-        What moves: everything; the last transformer layer, the readout and the head; or the head alone.
+    layers : {"all", "last", "head", "lora"}
+        What moves: everything; the last transformer layer, the readout and the head; the head alone; or the head and
+        low-rank updates of every layer's attention projections and feed-forward matrices (LoRA: Hu et al., ICLR 2022),
+        which are added to the weights when training has ended.
     share : float
         Share of the volumes left out of each pseudo-FC; 0 shows every recording whole.
     batch_size : int
@@ -74,6 +81,12 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
         Decides order, views and dropout.
     device : str
         ``"cpu"``, ``"cuda"``...
+    rank : int
+        Rank of the updates that ``layers="lora"`` learns.
+    patience : int, optional
+        Stop early: a fifth of the training people, of every class, is held out; when the cross-entropy of their whole
+        recordings has not improved for so many epochs, training ends, and the weights of the best epoch are kept. Without
+        it everyone is trained on for all epochs.
 
     Attributes
     ----------
@@ -86,19 +99,28 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
     fitted_identities_ : frozenset of str
         Hashes of the training people and recordings; empty where `fit` was given arrays without names.
     loss_ : ndarray (epochs,)
-        Mean cross-entropy of each epoch.
+        Mean cross-entropy of each epoch that was run.
+    validation_loss_ : ndarray (epochs + 1,)
+        Mean cross-entropy of the held-out people before training and after each epoch that was run; empty without
+        patience.
+    n_epochs_ : int
+        The epoch whose weights were kept; 0 is the frozen encoder with the head it starts as.
     """
+
+    __metadata_request__fit = {"groups": True}
 
     def __init__(
         self,
         checkpoint: Checkpoint | str | Path,
         epochs: int = 20,
         learning_rate: float = 1e-3,
-        layers: Literal["all", "last", "head"] = "all",
+        layers: Literal["all", "last", "head", "lora"] = "all",
         share: float = 0.2,
         batch_size: int = 16,
         seed: int = 0,
         device: str = "cpu",
+        rank: int = 4,
+        patience: int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.epochs = epochs
@@ -108,13 +130,15 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
+        self.rank = rank
+        self.patience = patience
 
     @property
     def seen_identities(self) -> frozenset[str]:
         """Hashes of whom pretraining saw and, once fitted on a cohort, of whom `fit` saw (see `Cohort.identities`)."""
         return open_checkpoint(self.checkpoint).seen_identities | getattr(self, "fitted_identities_", frozenset())
 
-    def fit(self, X: Recordings, y: np.ndarray) -> Self:
+    def fit(self, X: Recordings, y: np.ndarray, groups: Any = None) -> Self:
         """Train on.
 
         Parameters
@@ -123,11 +147,13 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
             As for `Embedder.transform`. FC matrices cannot be augmented and are shown as they are.
         y : array (n,)
             Labels of two or more classes.
+        groups : array (n,), optional
+            The person of each recording, whom patience holds out whole; without it each recording is a person.
 
         Raises
         ------
         OpenBrainMassError
-            If recordings or labels cannot be used, or training becomes non-finite.
+            If recordings or labels cannot be used, nobody can be held out, or training becomes non-finite.
         """
         self._check_parameters()
         checkpoint = open_checkpoint(self.checkpoint)
@@ -135,12 +161,17 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
         check_atlas(X, checkpoint.atlas)
         self.classes_, targets = checked_labels(y, len(X))
         device = checked_device(self.device)
+        rows, held_out = self._sides(X, targets, groups, checkpoint)
         # A generator of its own, so that training neither follows nor moves the caller's random numbers.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             frozen = embed(X, checkpoint, _EMBED_BATCH, self.device)
-            model = _Classifier(encoder, _Head(frozen, targets, len(self.classes_))).to(device)
-            self.loss_ = self._train(model, X, torch.from_numpy(targets), checkpoint, device)
+            model = self._start(encoder, frozen[rows], targets[rows]).to(device)
+            self.loss_ = self._train(model, X, torch.from_numpy(targets), rows, checkpoint, held_out)
+        if self.layers == "lora":
+            merge_updates(encoder)
+        self.n_epochs_ = self.epochs if held_out is None else held_out.best
+        self.validation_loss_ = np.array([] if held_out is None else held_out.losses)
         self.model_ = model.cpu().eval()
         self.checkpoint_ = checkpoint
         self.fitted_identities_ = frozenset().union(*X.identities()) if isinstance(X, Cohort) else frozenset()
@@ -186,40 +217,96 @@ class FineTuneClassifier(ClassifierMixin, BaseEstimator):
                 f"epochs={self.epochs}, batch_size={self.batch_size}, learning_rate={self.learning_rate} cannot train; "
                 "epochs and batch_size must be at least 1 and learning_rate above 0."
             )
+        if self.rank < 1 or (self.patience is not None and self.patience < 1):
+            raise OpenBrainMassError(
+                f"rank={self.rank}, patience={self.patience} cannot be used; give a rank of at least 1, and a patience of "
+                "at least 1 epoch or None."
+            )
+
+    def _sides(
+        self, X: Recordings, targets: np.ndarray, groups: Any, checkpoint: Checkpoint
+    ) -> tuple[np.ndarray, _HeldOut | None]:
+        """Rows to train on, (n_rows,), and what is held out of the others."""
+        if self.patience is None:
+            return np.arange(len(targets)), None
+        rows, others = _divide_people(self.classes_, targets, groups, self.seed)
+        names = recording_names(X)
+        fc = np.stack([recording_fc(X[row], names[row], checkpoint) for row in others.tolist()])
+        return rows, _HeldOut(torch.from_numpy(fc), torch.from_numpy(targets[others]))
+
+    def _start(self, encoder: Encoder, frozen: np.ndarray, targets: np.ndarray) -> _Classifier:
+        """Encoder and head before training, from embeddings (n, embedding_size) and class numbers (n,)."""
+        head = _Head(frozen, targets, len(self.classes_))
+        if self.layers == "lora":
+            add_updates(encoder, self.rank)
+        return _Classifier(encoder, head)
 
     def _train(
-        self, model: _Classifier, X: Recordings, targets: torch.Tensor, checkpoint: Checkpoint, device: torch.device
+        self,
+        model: _Classifier,
+        X: Recordings,
+        targets: torch.Tensor,
+        rows: np.ndarray,
+        checkpoint: Checkpoint,
+        held_out: _HeldOut | None,
     ) -> np.ndarray:
         moving = _choose_layers(model, self.layers)
-        # Beside a moving encoder the head goes slowly, or it learns the training people by heart first.
-        head_rate = self.learning_rate * (1 if self.layers == "head" else _HEAD_RATE)
-        slow = {"params": list(model.head.parameters()), "lr": head_rate}
-        fast = {"params": [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]}
-        optimiser = torch.optim.AdamW([slow, fast], lr=self.learning_rate, weight_decay=_WEIGHT_DECAY, foreach=True)
-        n_steps = self.epochs * math.ceil(len(targets) / self.batch_size)
+        optimiser = self._optimiser(model)
+        n_steps = self.epochs * math.ceil(len(rows) / self.batch_size)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, n_steps))
-        losses = np.zeros(self.epochs)
+        losses: list[float] = []
+        if held_out is not None:
+            held_out.judge(model)
         model.train()
         for epoch in range(self.epochs):
-            for rows in self._batches(len(targets), epoch):
-                fc = self._views(X, rows, epoch, checkpoint).to(device)
-                loss = functional.cross_entropy(model(fc), targets[rows].to(device))
-                losses[epoch] += loss.item() * len(rows) / len(targets)
+            losses.append(0.0)
+            for batch in self._batches(rows, epoch):
+                loss = self._loss(model, X, targets, batch, epoch, checkpoint)
+                losses[-1] += loss.item() * len(batch) / len(rows)
                 optimiser.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(moving, _LARGEST_GRADIENT)
                 optimiser.step()
                 schedule.step()
-            if not np.isfinite(losses[epoch]):
-                raise OpenBrainMassError(
-                    f"The loss became {losses[epoch]} in epoch {epoch + 1} of fine-tuning; finite values were "
-                    f"expected. Lower learning_rate (now {self.learning_rate})."
-                )
-        return losses
+            self._check_finite(losses[-1], epoch)
+            if held_out is not None:
+                self._check_finite(held_out.judge(model), epoch)
+                if held_out.epochs_since_best == self.patience:
+                    break
+        if held_out is not None:
+            held_out.restore_best(model)
+        return np.array(losses)
 
-    def _batches(self, n: int, epoch: int) -> Iterator[np.ndarray]:
-        order = np.random.default_rng([self.seed, epoch]).permutation(n)
-        return (order[start : start + self.batch_size] for start in range(0, n, self.batch_size))
+    def _optimiser(self, model: _Classifier) -> torch.optim.Optimizer:
+        # Beside a moving encoder the head goes slowly, or it learns the training people by heart first.
+        head_rate = self.learning_rate * (1 if self.layers == "head" else _HEAD_RATE)
+        slow = {"params": list(model.head.parameters()), "lr": head_rate}
+        fast = {"params": [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]}
+        return torch.optim.AdamW([slow, fast], lr=self.learning_rate, weight_decay=_WEIGHT_DECAY, foreach=True)
+
+    def _loss(
+        self,
+        model: _Classifier,
+        X: Recordings,
+        targets: torch.Tensor,
+        batch: np.ndarray,
+        epoch: int,
+        checkpoint: Checkpoint,
+    ) -> torch.Tensor:
+        device = model.head.mean.device
+        fc = self._views(X, batch, epoch, checkpoint).to(device)
+        return functional.cross_entropy(model(fc), targets[batch].to(device))
+
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        if not math.isfinite(loss):
+            raise OpenBrainMassError(
+                f"The loss became {loss} in epoch {epoch + 1} of fine-tuning; finite values were "
+                f"expected. Lower learning_rate (now {self.learning_rate})."
+            )
+
+    def _batches(self, rows: np.ndarray, epoch: int) -> Iterator[np.ndarray]:
+        order = rows[np.random.default_rng([self.seed, epoch]).permutation(len(rows))]
+        return (order[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size))
 
     def _views(self, X: Recordings, rows: np.ndarray, epoch: int, checkpoint: Checkpoint) -> torch.Tensor:
         return torch.from_numpy(np.stack([self._view(X[row], row, epoch, checkpoint) for row in rows.tolist()]))
@@ -276,6 +363,77 @@ class _Head(nn.Module):
         return self.linear((embedding - self.mean) / self.scale)
 
 
+class _HeldOut:
+    """Recordings of people who are not trained on, and the weights that told them apart best.
+
+    Parameters
+    ----------
+    fc : Tensor (n, n_rois, n_rois)
+        FC of whole recordings.
+    targets : Tensor (n,)
+        Their class numbers.
+
+    Attributes
+    ----------
+    losses : list of float
+        Mean cross-entropy each time that `judge` was called: before training, then after each epoch.
+    best : int
+        Which of them is the least (the earliest of equal ones).
+    """
+
+    def __init__(self, fc: torch.Tensor, targets: torch.Tensor) -> None:
+        self.losses: list[float] = []
+        self.best = 0
+        self._fc = fc
+        self._targets = targets
+        self._weights: list[torch.Tensor] = []
+
+    @property
+    def epochs_since_best(self) -> int:
+        return len(self.losses) - 1 - self.best
+
+    def judge(self, model: _Classifier) -> float:
+        """Mean cross-entropy by a model, whose moving weights are kept where it is the least so far."""
+        device = model.head.mean.device
+        model.eval()
+        with torch.inference_mode():
+            logits = torch.cat([model(some.to(device)).cpu() for some in self._fc.split(_EMBED_BATCH)])
+            loss = functional.cross_entropy(logits, self._targets).item()
+        model.train()
+        if not self.losses or loss < self.losses[self.best]:
+            self.best = len(self.losses)
+            self._weights = [parameter.detach().clone() for parameter in _moving(model)]
+        self.losses.append(loss)
+        return loss
+
+    def restore_best(self, model: _Classifier) -> None:
+        """Set the moving weights to what they were when the loss was the least."""
+        with torch.no_grad():
+            for parameter, kept in zip(_moving(model), self._weights, strict=True):
+                parameter.copy_(kept)
+
+
+def _divide_people(classes: np.ndarray, targets: np.ndarray, groups: Any, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to hold out: whole people, and every class on both sides."""
+    groups = np.arange(len(targets)) if groups is None else np.asarray(groups)
+    if groups.shape != targets.shape:
+        raise OpenBrainMassError(
+            f"{len(targets)} recordings were given with groups of shape {groups.shape}; give the person of each."
+        )
+    people = [len(np.unique(groups[targets == number])) for number in range(len(classes))]
+    # With one person PeopleFolds would hold out those it also trains on.
+    folds = PeopleFolds(_INNER_FOLDS, seed).split(targets, targets, groups) if min(people) > 1 else iter(())
+    for rows, others in folds:
+        # People with recordings of several classes can leave a side without one of them.
+        if len(np.unique(targets[rows])) == len(np.unique(targets[others])) == len(classes):
+            return rows, others
+    fewest = int(np.argmin(people))
+    raise OpenBrainMassError(
+        f"The class {classes[fewest]} has {people[fewest]} of the {len(np.unique(groups))} training people; patience needs "
+        "people of every class to hold out and others to train on. Give more people of each class, or leave patience=None."
+    )
+
+
 def _choose_layers(model: _Classifier, layers: str) -> list[nn.Parameter]:
     """Freeze what shall not move and return what moves."""
     moving: list[nn.Module] = [model.head]
@@ -283,9 +441,15 @@ def _choose_layers(model: _Classifier, layers: str) -> list[nn.Parameter]:
         moving += [model.encoder.layers[-1], model.encoder.readout]
     elif layers == "all":
         moving += [model.encoder]
+    elif layers == "lora":
+        moving += updates(model.encoder)
     model.requires_grad_(False)
     for module in moving:
         module.requires_grad_(True)
+    return _moving(model)
+
+
+def _moving(model: _Classifier) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

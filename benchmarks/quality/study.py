@@ -109,6 +109,8 @@ def folds(options: argparse.Namespace) -> None:
         ("k-fold", ("k-fold",), models | both, {}),
         ("few-shot", ("few-shot",), models, {"n_draws": options.draws}),
     ):
+        if name not in options.protocols:
+            continue
         started = time.perf_counter()
         results = evaluate(entered, cohort, task, protocols=protocols, n_jobs=options.jobs, progress=True, **extra)
         print(f"\n{name}: {time.perf_counter() - started:.0f} s")
@@ -340,6 +342,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--protocols", nargs="+", default=["sites", "k-fold", "few-shot"], help="of the part folds")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

@@ -115,11 +115,7 @@ class Encoder(nn.Module):
         -------
         Tensor (n, n_rois, width)
         """
-        if fc.ndim != 3 or fc.shape[1:] != (self.n_rois, self.n_rois):
-            raise OpenBrainMassError(
-                f"The encoder expects FC of shape (n, {self.n_rois}, {self.n_rois}) but was given {tuple(fc.shape)}. "
-                "Give FC of the atlas it was built for."
-            )
+        require_fc(fc, self.n_rois)
         tokens = self.project(fc)
         if self.settings.positions == "both":
             tokens = tokens + positions_on(tokens.device, self.n_rois, self.width).to(tokens.dtype)
@@ -132,6 +128,15 @@ class Encoder(nn.Module):
     def read_out(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings ``(n, readout * n_rois)`` from the last layer's tokens ``(n, n_rois, width)``."""
         return functional.leaky_relu(self.readout(tokens)).flatten(1)
+
+
+def require_fc(fc: torch.Tensor, n_rois: int) -> None:
+    """Refuse anything but FC ``(n, n_rois, n_rois)`` of an encoder's own atlas."""
+    if fc.ndim != 3 or fc.shape[1:] != (n_rois, n_rois):
+        raise OpenBrainMassError(
+            f"The encoder expects FC of shape (n, {n_rois}, {n_rois}) but was given {tuple(fc.shape)}. "
+            "Give FC of the atlas it was built for."
+        )
 
 
 def sinusoidal_positions(length: int, width: int) -> torch.Tensor:

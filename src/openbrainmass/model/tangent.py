@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from openbrainmass.connectivity import correlation
-from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.model.encoder import require_fc
 from openbrainmass.model.scans import Scans
 from openbrainmass.model.settings import EncoderSettings
 
@@ -53,11 +53,7 @@ class TangentEncoder(nn.Module):
 
     def shrunk(self, fc: torch.Tensor) -> torch.Tensor:
         """FC ``(n, n_rois, n_rois)`` with its share of the identity: positive definite."""
-        if fc.ndim != 3 or fc.shape[1:] != (self.n_rois, self.n_rois):
-            raise OpenBrainMassError(
-                f"The encoder expects FC of shape (n, {self.n_rois}, {self.n_rois}) but was given {tuple(fc.shape)}. "
-                "Give FC of the atlas it was built for."
-            )
+        require_fc(fc, self.n_rois)
         eye = torch.eye(self.n_rois, dtype=fc.dtype, device=fc.device)
         return (1 - self.settings.shrinkage) * fc + self.settings.shrinkage * eye
 

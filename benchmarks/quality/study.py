@@ -244,35 +244,31 @@ def _unit(values: np.ndarray) -> np.ndarray:
 def membership(options: argparse.Namespace) -> None:
     """Homer's attack (2008): is a person nearer to what the weights say of the mean than to the mean of other people?
 
-    The attacker has the person's FC, the weights, and the FC of a quarter of the people, none of whom pretrained, from
-    whom the same weights are made; what the weights give away is compared as it is and whitened. Members are half of
-    each site; the last quarter are the non-members. The more people pretrain, the less each of them shows.
+    The attacker has the person's FC, the weights, and the FC of 110 other people, none of whom pretrained, from whom the
+    same weights are made; what the weights give away is compared as it is and whitened. 115 more are the non-members. The
+    more people pretrain, the less each of them shows.
     """
-    cohort = load_cohort(options.abide)
-    names = cohort.table["site"].to_numpy(str)
-    fc = torch.from_numpy(np.stack([correlation(bold) for bold in cohort]))
-    rows = []
-    for seed in range(10):
-        member = halves(names, seed)
-        others = np.flatnonzero(~member)
-        known = others[halves(names[others], seed)]
-        stranger = np.setdiff1d(others, known)
-        asked = np.r_[np.flatnonzero(member), stranger]
-        truth = np.isin(asked, np.flatnonzero(member))
-        encoder = TangentEncoder(fc.shape[1], SETTINGS.encoder)
-        means = [encoder.shrunk(fc[group].mean(0)[None])[0].double() for group in (np.flatnonzero(member), known)]
-        for modes in (1, 3, 10, fc.shape[1]):
+    cohorts = [load_cohort(path) for path in (options.abide, options.cni)]
+    fc = torch.from_numpy(np.stack([correlation(bold) for cohort in cohorts for bold in cohort]))
+    encoder, rows = TangentEncoder(fc.shape[1], SETTINGS.encoder), []
+    for n_members, modes in ((200, 1), (400, 1), (800, 1), (400, 3), (400, 10), (400, fc.shape[1])):
+        for seed in range(10):
+            order = np.random.default_rng(seed).permutation(len(fc))
+            member, known, stranger = np.split(order[: n_members + 225], [n_members, n_members + 110])
+            means = [encoder.shrunk(fc[group].mean(0)[None])[0].double() for group in (member, known)]
             told = [torch.linalg.inv(torch.linalg.matrix_power(whitening(mean, modes), 2)) for mean in means]
+            asked = np.r_[member, stranger]
             difference, apart = told[0] - told[1], encoder.shrunk(fc[asked]).double() - means[1]
             full = whitening(means[1], fc.shape[1])
             attacks = [
                 (apart * difference).sum((1, 2)),
                 ((full @ apart @ full) * (full @ difference @ full)).sum((1, 2)),
             ]
+            truth = np.arange(len(asked)) < n_members
             best = max(roc_auc_score(y_true=truth, y_score=attack.numpy()) for attack in attacks)
-            rows.append({"modes": "all" if modes == fc.shape[1] else modes, "seed": seed, "auc": best})
-    found = pd.DataFrame(rows).groupby("modes", sort=False)["auc"].agg(["mean", "std", "max"])
-    print(f"{member.sum()} members, {len(stranger)} others; the stronger of two attacks\n{found.round(3).to_string()}")
+            rows.append({"members": n_members, "modes": "all" if modes == fc.shape[1] else modes, "auc": best})
+    found = pd.DataFrame(rows).groupby(["members", "modes"], sort=False)["auc"].agg(["mean", "std", "max"])
+    print(f"115 others; the stronger of two attacks, ten draws\n{found.round(3).to_string()}")
 
 
 def layers(options: argparse.Namespace) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 from openbrainmass.cohort.quality import REASONS
 from openbrainmass.evaluation.protocols import few_shot_size
-from openbrainmass.model.settings import EncoderSettings
 from openbrainmass.report.cohort_view import atlas_name
 from openbrainmass.report.connectivity_view import AUGMENTATIONS
 from openbrainmass.report.folders import ExplanationFolder, Material, ResultsFolder, RunFolder, StoreFolder
-from openbrainmass.report.run_view import encoder_words
+from openbrainmass.report.run_view import encoder_of, encoder_words
 from openbrainmass.report.verdict import contrast
 from openbrainmass.report.wording import compact, count, listing
 
@@ -101,7 +100,7 @@ def _pretraining(run: RunFolder, cited: dict[str, None]) -> str:
     card, settings = run.card, run.card["settings"]
     facts: Mapping[str, Any] = card.get("facts") or {}
     views, objective = settings["views"], settings["objective"]
-    encoder = EncoderSettings(**settings["encoder"])
+    encoder = encoder_of(card)
     if views["estimator"] == "ledoit-wolf":
         cited["ledoit-wolf"] = None
     data = (

@@ -42,13 +42,18 @@ class RunView:
 
 def run_view(run: RunFolder) -> RunView:
     """Curves, facts and health of one run or checkpoint."""
-    at_once = EncoderSettings(**run.card["settings"]["encoder"]).kind == "tangent"
+    at_once = encoder_of(run.card).kind == "tangent"
     return RunView(run.name, _facts(run), _curves(run), run.warnings, _health(run), bool(len(run.steps)), at_once)
+
+
+def encoder_of(card: Mapping[str, Any]) -> EncoderSettings:
+    """Settings of the encoder that a checkpoint's card describes."""
+    return EncoderSettings(**card["settings"]["encoder"])
 
 
 def encoder_words(card: Mapping[str, Any]) -> str:
     """Size of an encoder in words."""
-    encoder = EncoderSettings(**card["settings"]["encoder"])
+    encoder = encoder_of(card)
     if encoder.kind == "tangent":
         return f"tangent space, {100 * encoder.shrinkage:g} % shrinkage"
     width = encoder.token_width(card["n_rois"])
@@ -57,7 +62,7 @@ def encoder_words(card: Mapping[str, Any]) -> str:
 
 def _facts(run: RunFolder) -> tuple[Fact, ...]:
     facts: Mapping[str, Any] = run.card.get("facts") or {}
-    encoder = EncoderSettings(**run.card["settings"]["encoder"])
+    encoder = encoder_of(run.card)
     found: list[Fact | None] = [
         _count_fact("people", facts.get("n_people")),
         _count_fact("recordings", facts.get("n_recordings")),

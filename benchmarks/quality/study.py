@@ -11,8 +11,10 @@ PART is one of
     retrieval   HCP: which of the people is this, REST1 -> REST2, whole runs and 60 s; pretrained on other people
     membership  whether the weights tell who was in the pretraining
     layers      where a transformer loses what edges know: the same probe after each of its stages
+    finetune    whether moving a transformer's weights for the task helps, on people of other sites than pretrained it
+    atlas       the same encoder on ABIDE carried to another atlas (--bridged STORE, by `openbrainmass bridge`)
 
-The stores are made by `openbrainmass cohort`. The share of the identity and the number of modes were chosen on half of the
+The stores are made by `openbrainmass cohort`. The share of the identity and the numbers of modes were chosen on half of the
 sites of ABIDE (DEVELOPMENT, each tested when left out), so rows on the others are the ones to trust most.
 """
 
@@ -51,10 +53,11 @@ from openbrainmass.evaluation.tuning import tuned
 from openbrainmass.model.checkpoint import Checkpoint
 from openbrainmass.model.embedder import Embedder
 from openbrainmass.model.encoder import Encoder, sinusoidal_positions
+from openbrainmass.model.finetune import FineTuneClassifier
 from openbrainmass.model.in_fold import PretrainInFold
 from openbrainmass.model.pretrain import pretrain
 from openbrainmass.model.settings import preset
-from openbrainmass.model.tangent import TangentEncoder, matrix_log, whitening
+from openbrainmass.model.tangent import LEAST_RECORDINGS, TangentEncoder, between_sites, matrix_log, whitening
 
 OURS = "pretrained + ridge"
 DEVELOPMENT = ("UM_1", "PITT", "MAX_MUN", "STANFORD", "OLIN", "SBL", "OHSU")
@@ -244,31 +247,69 @@ def _unit(values: np.ndarray) -> np.ndarray:
 def membership(options: argparse.Namespace) -> None:
     """Homer's attack (2008): is a person nearer to what the weights say of the mean than to the mean of other people?
 
-    The attacker has the person's FC, the weights, and the FC of 110 other people, none of whom pretrained, from whom the
-    same weights are made; what the weights give away is compared as it is and whitened. 115 more are the non-members. The
-    more people pretrain, the less each of them shows.
+    The attacker has the person's FC and site, the weights, and the FC and sites of 110 other people, none of whom
+    pretrained, from whom the same weights are made. 115 more are the non-members. The more people pretrain, the less each of
+    them shows.
     """
     cohorts = [load_cohort(path) for path in (options.abide, options.cni)]
     fc = torch.from_numpy(np.stack([correlation(bold) for cohort in cohorts for bold in cohort]))
+    sites = np.concatenate([cohort.table["site"].to_numpy(str) for cohort in cohorts])
     encoder, rows = TangentEncoder(fc.shape[1], SETTINGS.encoder), []
-    for n_members, modes in ((200, 1), (400, 1), (800, 1), (400, 3), (400, 10), (400, fc.shape[1])):
+    encoder.whitener = whitening(encoder.shrunk(fc.mean(0)[None])[0].double(), SETTINGS.encoder.modes).float()
+    tokens = torch.cat([encoder.logarithms(some.float()) for some in fc.split(64)])
+    n_rois, n_sites = fc.shape[1], len(np.unique(sites))
+    for n_members, modes, site_modes in (
+        *((n, SETTINGS.encoder.modes, SETTINGS.encoder.site_modes) for n in (200, 400, 800)),
+        *((400, 1, 0), (400, 3, 0), (400, 10, 0), (400, n_rois, 0), (400, 1, 8), (800, 1, 0), (800, 1, 8)),
+    ):
         for seed in range(10):
             order = np.random.default_rng(seed).permutation(len(fc))
             member, known, stranger = np.split(order[: n_members + 225], [n_members, n_members + 110])
-            means = [encoder.shrunk(fc[group].mean(0)[None])[0].double() for group in (member, known)]
-            told = [torch.linalg.inv(torch.linalg.matrix_power(whitening(mean, modes), 2)) for mean in means]
             asked = np.r_[member, stranger]
-            difference, apart = told[0] - told[1], encoder.shrunk(fc[asked]).double() - means[1]
-            full = whitening(means[1], fc.shape[1])
-            attacks = [
-                (apart * difference).sum((1, 2)),
-                ((full @ apart @ full) * (full @ difference @ full)).sum((1, 2)),
-            ]
+            attacks = attacks_on_modes(encoder.shrunk(fc), member, known, asked, modes)
+            if site_modes:
+                attacks += attacks_on_sites(tokens, sites, member, known, asked, site_modes)
             truth = np.arange(len(asked)) < n_members
             best = max(roc_auc_score(y_true=truth, y_score=attack.numpy()) for attack in attacks)
-            rows.append({"members": n_members, "modes": "all" if modes == fc.shape[1] else modes, "auc": best})
-    found = pd.DataFrame(rows).groupby(["members", "modes"], sort=False)["auc"].agg(["mean", "std", "max"])
-    print(f"115 others; the stronger of two attacks, ten draws\n{found.round(3).to_string()}")
+            kept = {"modes": "all" if modes == n_rois else modes, "site modes": min(site_modes, n_sites)}
+            rows.append({"members": n_members, **kept, "auc": best})
+    found = (
+        pd.DataFrame(rows).groupby(["members", "modes", "site modes"], sort=False)["auc"].agg(["mean", "std", "max"])
+    )
+    print(f"115 others; the strongest attack, ten draws\n{found.round(3).to_string()}")
+
+
+def attacks_on_modes(
+    shrunk: torch.Tensor, member: np.ndarray, known: np.ndarray, asked: np.ndarray, modes: int
+) -> list[torch.Tensor]:
+    """What the whitener gives away of the mean FC, compared with a person's FC as it is and whitened."""
+    means = [shrunk[group].mean(0).double() for group in (member, known)]
+    told = [torch.linalg.inv(torch.linalg.matrix_power(whitening(mean, modes), 2)) for mean in means]
+    difference, apart = told[0] - told[1], shrunk[asked].double() - means[1]
+    full = whitening(means[1], shrunk.shape[1])
+    return [(apart * difference).sum((1, 2)), ((full @ apart @ full) * (full @ difference @ full)).sum((1, 2))]
+
+
+def attacks_on_sites(
+    tokens: torch.Tensor, sites: np.ndarray, member: np.ndarray, known: np.ndarray, asked: np.ndarray, n_modes: int
+) -> list[torch.Tensor]:
+    """How much of a person lies along the site modes: as it is, within the site, and beyond one's own modes."""
+    told, own = (site_modes_of(tokens[group], sites[group])[:n_modes] for group in (member, known))
+    apart = tokens - tokens[known].mean(0)
+    length = (apart**2).sum((1, 2))
+    share = torch.einsum("nij,kij->nk", apart, told).square().sum(1) / length
+    by_own = torch.einsum("nij,kij->nk", apart, own).square().sum(1) / length
+    usual = {name: share[known[sites[known] == name]].mean() for name in np.unique(sites[known])}
+    within = share - torch.stack([usual.get(name, share[known].mean()) for name in sites])
+    return [share[asked], within[asked], (share - by_own)[asked]]
+
+
+def site_modes_of(tokens: torch.Tensor, sites: np.ndarray) -> torch.Tensor:
+    """Site modes of people, as `learn_tangent` has them."""
+    names, counts = np.unique(sites, return_counts=True)
+    names, counts = names[counts >= LEAST_RECORDINGS], counts[counts >= LEAST_RECORDINGS]
+    sums = torch.stack([tokens[sites == name].sum(0) for name in names])
+    return between_sites(sums, torch.from_numpy(counts))
 
 
 def layers(options: argparse.Namespace) -> None:
@@ -319,6 +360,49 @@ def probed(features: np.ndarray, target: np.ndarray) -> float:
     return float(np.mean(values))
 
 
+def finetune(options: argparse.Namespace) -> None:
+    """A `tiny` transformer of other sites' people: frozen, moved in four ways with early stopping, or moved from random."""
+    cohort = load_cohort(options.abide)
+    for number, rows in enumerate(rows_of_halves(cohort)):
+        new = cohort.select(rows)
+        others = cohort.select(np.setdiff1d(np.arange(len(cohort)), rows))
+        checkpoint = pretrain(others, preset("tiny"), options.out / f"layers-half{1 - number}", progress=False)
+        untrained = Checkpoint.untrained(cohort.atlas, preset("tiny"))
+        moved = {"patience": 5, "epochs": 20}
+        models: dict[str, Any] = {
+            "frozen + logistic": make_pipeline(Embedder(checkpoint), make_probe("logistic")),
+            "head": FineTuneClassifier(checkpoint, layers="head", **moved),
+            "last": FineTuneClassifier(checkpoint, layers="last", **moved),
+            "LoRA": FineTuneClassifier(checkpoint, layers="lora", learning_rate=1e-2, **moved),
+            "all": FineTuneClassifier(checkpoint, layers="all", **moved),
+            "all, from random weights": FineTuneClassifier(untrained, layers="all", **moved),
+            "edges + logistic": make_pipeline(Connectome("fisher-z"), make_probe("logistic")),
+        }
+        for task in (Task.load("abide1-asd"), Task.load("sex")):
+            started = time.perf_counter()
+            results = evaluate(
+                models, new, task, protocols=("k-fold",), n_folds=3, n_repeats=1, n_jobs=options.jobs, progress=True
+            )
+            results.save(options.out / f"finetune-half{number}-{task.name}", reference="frozen + logistic")
+            print(f"\nhalf {number}, {task.name}, {len(new)} people: {time.perf_counter() - started:.0f} s")
+            metrics = results.metrics().query("metric == 'auc'")
+            print(metrics[["model", "value", "low", "high"]].round(3).to_string(index=False))
+            print(compare(results, "frozen + logistic").round(4).to_string(index=False), flush=True)
+
+
+def atlas(options: argparse.Namespace) -> None:
+    """Autism at held-out sites on the ROIs of another atlas, with the same floors."""
+    cohort = load_cohort(options.bridged)
+    untrained = Embedder(Checkpoint.untrained(cohort.atlas, SETTINGS))
+    models = {
+        OURS: make_pipeline(PretrainInFold(SETTINGS), make_probe("ridge")),
+        "untrained + ridge": make_pipeline(untrained, make_probe("ridge")),
+        **floors_of("classification"),
+    }
+    results = evaluate(models, cohort, Task.load("abide1-asd"), protocols=("site-held-out",), n_jobs=options.jobs)
+    show(results, options.out / f"atlas-{cohort.atlas.name}", [name for name in models if name != OURS])
+
+
 PARTS = {
     "folds": folds,
     "transfer": transfer,
@@ -326,6 +410,8 @@ PARTS = {
     "retrieval": retrieval,
     "membership": membership,
     "layers": layers,
+    "finetune": finetune,
+    "atlas": atlas,
 }
 
 
@@ -333,7 +419,7 @@ def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=list(PARTS))
-    for store in ("abide", "cni", "hcp"):
+    for store in ("abide", "cni", "hcp", "bridged"):
         parser.add_argument(f"--{store}", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)

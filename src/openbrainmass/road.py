@@ -341,12 +341,18 @@ def write_embeddings(cohort: Cohort, checkpoint: str | Path, out: str | Path, pr
     start = 0
     with new_file(out) as handle:
         for values in embedded_batches(cohort, Checkpoint.load(checkpoint), precision=precision):
-            rows = slice(start, start + len(values))
-            names = [f"e{number}" for number in range(values.shape[1])]
-            part = table.iloc[rows].reset_index(drop=True).join(pd.DataFrame(values, columns=names))
-            text = part.to_csv(sep="\t", index=False, header=start == 0, na_rep=MISSING, float_format="%.6g")
-            handle.write(text.encode())
-            start = rows.stop
+            if start == 0:
+                names = [f"e{number}" for number in range(values.shape[1])]
+                header = pd.DataFrame(columns=[*table.columns, *names])
+                handle.write(header.to_csv(sep="\t", index=False).encode())
+            # pandas takes ten times as long to write the 20,000 columns of a tangent encoder.
+            line = "\t".join(["", *["%.6g"] * values.shape[1]]) + "\n"
+            for number, row in enumerate(values, start):
+                known = table.iloc[[number]].to_csv(
+                    sep="\t", index=False, header=False, na_rep=MISSING, float_format="%.6g"
+                )
+                handle.write((known.removesuffix("\n") + line % tuple(row.tolist())).encode())
+            start += len(values)
 
 
 def _changed(size: str, recipe: str, changes: Mapping[str, Any], source: str) -> PretrainSettings:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.linalg import logm, sqrtm
 from sklearn.pipeline import make_pipeline
 
+from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.cohort.simulate import simulate_cohort
 from openbrainmass.connectivity import correlation
 from openbrainmass.errors import OpenBrainMassError
@@ -23,14 +24,23 @@ from openbrainmass.model.embedder import Embedder
 from openbrainmass.model.finetune import FineTuneClassifier
 from openbrainmass.model.in_fold import PretrainInFold
 from openbrainmass.model.pretrain import pretrain
+from openbrainmass.model.scans import Scans
 from openbrainmass.model.settings import PretrainSettings, preset
-from openbrainmass.model.tangent import TangentEncoder, matrix_log, whitening
+from openbrainmass.model.tangent import (
+    LEAST_RECORDINGS,
+    TangentEncoder,
+    between_sites,
+    learn_tangent,
+    matrix_log,
+    whitening,
+)
 
 SETTINGS = preset("tangent")
 
 
 def with_modes(modes: int) -> PretrainSettings:
-    return SETTINGS.model_copy(update={"encoder": SETTINGS.encoder.model_copy(update={"modes": modes})})
+    encoder = SETTINGS.encoder.model_copy(update={"modes": modes, "site_modes": 0})
+    return SETTINGS.model_copy(update={"encoder": encoder})
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +94,54 @@ def test_with_all_modes_it_is_the_baseline_that_is_fitted_in_the_fold(cohort, tm
     baseline = Connectome("tangent", shrinkage=0.3).fit_transform(cohort)
     root = np.where(rows == columns, 1, np.sqrt(2))
     np.testing.assert_allclose(ours.numpy()[:, rows, columns] * root, baseline, atol=1e-4)
+
+
+@given(seed=st.integers(0, 1000), n_sites=st.integers(2, 6))
+def test_site_modes_are_symmetric_and_at_right_angles_and_hold_what_sites_differ_in(seed, n_sites):
+    rng = np.random.default_rng(seed)
+    columns = torch.from_numpy(rng.normal(size=(n_sites, 9, 2)))
+    effects = columns @ torch.diag(torch.tensor([1.0, -1.0], dtype=torch.float64)) @ columns.mT
+    counts = torch.from_numpy(rng.integers(10, 50, size=n_sites))
+    centred = effects - (effects * counts[:, None, None]).sum(0) / counts.sum()
+    modes = between_sites((centred + 3.0) * counts[:, None, None], counts)
+    assert len(modes) <= n_sites
+    torch.testing.assert_close(modes, modes.mT)
+    flat = modes.flatten(1)
+    torch.testing.assert_close(flat @ flat.T, torch.eye(len(modes), dtype=torch.float64))
+    if n_sites == 2:
+        along = centred.flatten(1) @ flat[:1].T
+        assert len(modes) == 1
+        torch.testing.assert_close(along @ flat[:1], centred.flatten(1))
+
+
+def test_what_differs_between_sites_is_taken_out_of_new_people_too():
+    plain = simulate_cohort(n_people=160, n_sites=2, n_rois=21, n_volumes=80, effect=0.0, seed=1)
+    names, site = plain.recordings["recording_id"].tolist(), plain.table["site"].to_numpy()
+    rng = np.random.default_rng(0)
+    pattern, at_second = rng.normal(size=21), site == np.unique(site)[1]
+
+    def read(name: str) -> np.ndarray:
+        number = names.index(name)
+        bold = plain.bold(number)
+        noise = np.random.default_rng(number).normal(size=(len(bold), 1)) * bold.std()
+        return bold + at_second[number] * noise * pattern
+
+    people = Cohort(plain.name, plain.recordings, plain.participants, plain.atlas, read)
+    first, new = people.select(np.arange(160) < 80), people.select(np.arange(160) >= 80)
+    apart = []
+    for settings in (with_modes(1), SETTINGS):
+        values = PretrainInFold(settings).fit(first).transform(new)
+        apart.append(np.linalg.norm(values[at_second[80:]].mean(0) - values[~at_second[80:]].mean(0)))
+    assert apart[1] < 0.55 * apart[0]
+
+
+def test_one_site_or_too_small_ones_have_no_modes():
+    people = simulate_cohort(n_people=40, n_sites=2, n_rois=21, n_volumes=80, seed=1)
+    of_first = (people.table["site"] == people.table["site"].iloc[0]).to_numpy()
+    few = of_first | (np.cumsum(~of_first) <= LEAST_RECORDINGS - 1)
+    enough = of_first | (np.cumsum(~of_first) <= LEAST_RECORDINGS)
+    found = [learn_tangent(Scans(people.select(rows)), SETTINGS.encoder).site_modes for rows in (of_first, few, enough)]
+    assert [int(modes.flatten(1).any(1).sum()) for modes in found] == [0, 0, 1]
 
 
 def test_the_embedding_has_a_named_value_for_each_pair_of_rois(checkpoint, cohort):

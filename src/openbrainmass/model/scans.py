@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 
 from openbrainmass.atlas import Atlas
 from openbrainmass.cohort.cohort import Cohort
@@ -52,6 +53,14 @@ class Scans:
         """BOLD ``(n_volumes, n_rois)`` of one scan."""
         which = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self.cohorts[which].bold(int(number - self._starts[which]))
+
+    def sites(self) -> list[tuple[str, str] | None]:
+        """Cohort and site of each scan; None where its site is not known."""
+        return [
+            (cohort.name, str(site)) if pd.notna(site) and str(site) else None
+            for cohort in self.cohorts
+            for site in cohort.table.get("site", pd.Series([None] * len(cohort)))
+        ]
 
     @property
     def atlas(self) -> Atlas:

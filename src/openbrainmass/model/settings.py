@@ -21,11 +21,13 @@ class EncoderSettings(Settings):
     ----------
     kind : {"transformer", "tangent"}
         The transformer of the paper, or the tangent space of the pretraining people, learnt in closed form
-        (`openbrainmass.model.tangent`): for that no other settings but ``shrinkage`` and ``modes`` mean anything.
+        (`openbrainmass.model.tangent`): for that only ``shrinkage``, ``modes`` and ``site_modes`` mean anything.
     shrinkage : float
         Share of the identity in the FC that a tangent encoder reads.
     modes : int
         How many eigenvectors of the mean FC a tangent encoder learns. The fewer, the less of any person is in its weights.
+    site_modes : int
+        How many of the patterns in which sites differ most it takes out of every FC; likewise.
     width : int or None
         Width of a token. None: the number of ROIs, with no input projection (the paper).
     depth, heads, ffn : int
@@ -42,6 +44,7 @@ class EncoderSettings(Settings):
     kind: Literal["transformer", "tangent"] = "transformer"
     shrinkage: float = Field(default=0.3, gt=0, lt=1)
     modes: int = Field(default=1, ge=0)
+    site_modes: int = Field(default=3, ge=0)
     width: int | None = Field(default=64, ge=2)
     depth: int = Field(default=2, ge=1)
     heads: int = Field(default=2, ge=1)

@@ -6,13 +6,15 @@ space, Varoquaux et al., MICCAI 2010) takes away what tells nobody apart. Every 
 same share before, so that it has an inverse however short the scan, and so that the length of a scan does not decide how
 much it is shrunk.
 
-All that is learnt, without labels and in closed form, are the strongest modes (eigenvectors) of the mean FC of the
-pretraining people. One is enough (docs/results.md), and the weights then hold so little of any person that membership can
-hardly be told from them; of the whole mean it can.
+What is learnt, in closed form and without a diagnosis, is the strongest mode (eigenvector) of the mean FC of the
+pretraining people, which is divided out, and the few patterns in which the means of their sites differ most, which are
+taken out: with few labels a difference between scanners is what a probe would take for one between people. Both are so few
+numbers of so many people that membership can hardly be told from them; from whole means it can (docs/results.md).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,12 @@ from openbrainmass.connectivity import correlation
 from openbrainmass.model.encoder import require_fc
 from openbrainmass.model.scans import Scans
 from openbrainmass.model.settings import EncoderSettings
+
+SITE_RANK = 5
+"""Rank to which the difference of a site's mean is cut: what is left out is mostly that of its people."""
+
+LEAST_RECORDINGS = 10
+"""Recordings that a site needs for its mean to be used."""
 
 
 class TangentEncoder(nn.Module):
@@ -35,16 +43,19 @@ class TangentEncoder(nn.Module):
     n_rois : int
         ROIs of the atlas.
     settings : EncoderSettings
-        Of kind ``"tangent"``; ``shrinkage`` is the share of the identity, ``modes`` how many are learnt.
+        Of kind ``"tangent"``; ``shrinkage`` is the share of the identity, ``modes`` and ``site_modes`` how many of each
+        are learnt.
     """
 
     whitener: torch.Tensor
+    site_modes: torch.Tensor
 
     def __init__(self, n_rois: int, settings: EncoderSettings) -> None:
         super().__init__()
         self.n_rois = n_rois
         self.settings = settings
         self.register_buffer("whitener", torch.eye(n_rois))
+        self.register_buffer("site_modes", torch.zeros(settings.site_modes, n_rois, n_rois))
 
     @property
     def embedding_size(self) -> int:
@@ -58,7 +69,7 @@ class TangentEncoder(nn.Module):
         return (1 - self.settings.shrinkage) * fc + self.settings.shrinkage * eye
 
     def tokens(self, fc: torch.Tensor) -> torch.Tensor:
-        """``log(W S W)`` of shrunk FC S: what is said of each ROI and every other one.
+        """``log(W S W)`` of shrunk FC S, without its part along the site modes.
 
         Parameters
         ----------
@@ -70,6 +81,12 @@ class TangentEncoder(nn.Module):
         Tensor (n, n_rois, n_rois)
             Symmetric.
         """
+        tokens = self.logarithms(fc)
+        along = torch.einsum("nij,kij->nk", tokens, self.site_modes)
+        return tokens - torch.einsum("nk,kij->nij", along, self.site_modes)
+
+    def logarithms(self, fc: torch.Tensor) -> torch.Tensor:
+        """``log(W S W)`` of shrunk FC S ``(n, n_rois, n_rois)``, site modes included."""
         return matrix_log(self.whitener @ self.shrunk(fc) @ self.whitener)
 
     def read_out(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -115,12 +132,13 @@ def matrix_log(matrices: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def learn_tangent(scans: Scans, settings: EncoderSettings, estimator: str = "pearson") -> TangentEncoder:
-    """Learn the modes of the scans' mean FC; each is read once, and one is in memory at a time.
+    """Learn the modes of the scans' mean FC, then those of their sites; one scan is in memory at a time.
 
     Parameters
     ----------
     scans : Scans
-        Every recording counts the same.
+        Every recording counts the same. Sites of fewer than `LEAST_RECORDINGS`, and recordings without a site, do not enter
+        the site modes; with fewer than two sites left there are none.
     settings : EncoderSettings
         Of kind ``"tangent"``.
     estimator : str
@@ -136,7 +154,43 @@ def learn_tangent(scans: Scans, settings: EncoderSettings, estimator: str = "pea
         total += correlation(scans.bold(number), estimator)
     mean = encoder.shrunk(torch.from_numpy(total / len(scans))[None])[0]
     encoder.whitener = whitening(mean, settings.modes).float()
+    sites = scans.sites()
+    counts = {site: n for site, n in Counter(sites).items() if site is not None and n >= LEAST_RECORDINGS}
+    if settings.site_modes and len(counts) > 1:
+        sums = {site: torch.zeros_like(mean) for site in counts}
+        for number, site in enumerate(sites):
+            if site in sums:
+                fc = torch.from_numpy(correlation(scans.bold(number), estimator)).float()
+                sums[site] += encoder.logarithms(fc[None])[0]
+        found = between_sites(torch.stack(list(sums.values())), torch.tensor(list(counts.values())))
+        encoder.site_modes[: len(found)] = found[: settings.site_modes]
     return encoder
+
+
+def between_sites(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Patterns in which sites differ, from the one of most variance between people on.
+
+    Each site's difference to the mean of all is cut to its `SITE_RANK` strongest eigenvectors, which are the same for a whole
+    site, while what a few people happen to add to a mean is spread over all of them.
+
+    Parameters
+    ----------
+    sums : Tensor (n_sites, n_rois, n_rois)
+        Sum of the tokens of each site.
+    counts : Tensor (n_sites,)
+        Recordings of each site.
+
+    Returns
+    -------
+    Tensor (at most n_sites, n_rois, n_rois)
+        Symmetric, of length 1 and at right angles to each other.
+    """
+    counts = counts.to(sums.dtype)[:, None, None]
+    values, vectors = torch.linalg.eigh(sums / counts - sums.sum(0) / counts.sum())
+    weak = values.abs().argsort(dim=1, descending=True)[:, SITE_RANK:]
+    apart = (vectors * values.scatter(1, weak, 0.0)[:, None]) @ vectors.mT * counts.sqrt()
+    _, lengths, modes = torch.linalg.svd(apart.flatten(1), full_matrices=False)
+    return modes[lengths > 1e-6 * lengths[0].clamp_min(1e-12)].unflatten(1, sums.shape[1:])
 
 
 def whitening(mean: torch.Tensor, modes: int) -> torch.Tensor:

@@ -110,11 +110,16 @@ def _pretraining(run: RunFolder, cited: dict[str, None]) -> str:
     )
     if encoder.kind == "tangent":
         cited["tangent"] = None
+        of_sites = (
+            f", without the patterns in which the means of sites differ most (up to {encoder.site_modes})"
+            if encoder.site_modes
+            else ""
+        )
         return (
-            f"An encoder was learnt without labels{data}: functional connectivity (the {ESTIMATORS[views['estimator']]} "
+            f"An encoder was learnt without diagnoses{data}: functional connectivity (the {ESTIMATORS[views['estimator']]} "
             f"between regions, mixed with the identity by {100 * encoder.shrinkage:g} %) is divided by "
-            f"{count(encoder.modes, 'mode')} of its mean and its matrix logarithm taken (tangent space). The embedding of a "
-            f"recording has {encoder.embedding_size(card['n_rois'])} values."
+            f"{count(encoder.modes, 'mode')} of its mean and its matrix logarithm taken (tangent space)"
+            f"{of_sites}. The embedding of a recording has {encoder.embedding_size(card['n_rois'])} values."
         )
     cited |= dict.fromkeys(["brainmass", "byol"])
     rule = AUGMENTATIONS[views["augmentation"]].format(share=100 * views["share"], kept=100 - 100 * views["share"])

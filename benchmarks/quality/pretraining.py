@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.linear_model import Ridge
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -81,6 +81,17 @@ STUDIES: dict[str, dict[str, dict]] = {
         "50 % in chunks": {"views": {"augmentation": "chunk-drop", "share": 0.5}},
         "60 volumes kept": {"views": {"augmentation": "fixed-count"}},
     },
+    "inputs": {
+        "default: FC, readout of 8": {},
+        "FC, readout of 64": {"encoder": {"readout": 64}},
+        "logarithm, readout of 8": {"encoder": {"input": "logarithm"}},
+        "logarithm, readout of 64": {"encoder": {"input": "logarithm", "readout": 64}},
+        "FC, readout of 64, untrained": {"encoder": {"readout": 64}, "untrained": True},
+        "logarithm, readout of 8, untrained": {"encoder": {"input": "logarithm"}, "untrained": True},
+        "logarithm, readout of 64, untrained": {"encoder": {"input": "logarithm", "readout": 64}, "untrained": True},
+        "tangent encoder": {"encoder": {"kind": "tangent"}},
+        "tangent encoder, untrained": {"encoder": {"kind": "tangent"}, "untrained": True},
+    },
     "objectives": {
         "default: LRA + MRM, readout of 8": {},
         "LRA alone": {"objective": {"identification": 0.0, "reconstruction": 0.0}},
@@ -90,7 +101,7 @@ STUDIES: dict[str, dict[str, dict]] = {
         "target follows slowly (0.999)": {"objective": {"momentum": 0.999}},
     },
 }
-UNTRAINED = "untrained"
+UNTRAINED = "default, untrained"
 N_REPEATS, N_FOLDS, N_BOOTSTRAPS = 10, 5, 2000
 
 
@@ -136,9 +147,11 @@ def scores(features: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def quality(score: np.ndarray, target: np.ndarray) -> float:
-    """AUC, or for numbers the correlation."""
-    if len(np.unique(target)) == 2:
-        return float(roc_auc_score(y_true=target, y_score=score))
+    """AUC (by ranks: a bootstrap needs thousands), or for numbers the correlation."""
+    if set(np.unique(target)) == {0, 1}:
+        n_positive = int(target.sum())
+        ranks = rankdata(score)[target == 1].sum()
+        return float((ranks - n_positive * (n_positive + 1) / 2) / (n_positive * (len(target) - n_positive)))
     return float(np.corrcoef(score, target)[0, 1])
 
 
@@ -151,13 +164,9 @@ def resampled(scored: list[list[np.ndarray]], targets: list[np.ndarray], rng: np
     return float(np.mean(values))
 
 
-def interval(own: list[list[np.ndarray]], other: list[list[np.ndarray]], targets: list[np.ndarray]) -> np.ndarray:
-    """95 % bootstrap interval of the difference between two sets of scores of the same people."""
-    draws = []
-    for seed in range(N_BOOTSTRAPS):
-        pair = [resampled(scored, targets, np.random.default_rng(seed)) for scored in (own, other)]
-        draws.append(pair[0] - pair[1])
-    return np.percentile(draws, [2.5, 97.5])
+def bootstraps(scored: list[list[np.ndarray]], targets: list[np.ndarray]) -> np.ndarray:
+    """Mean quality of each bootstrap sample of people, which are the same people for every model."""
+    return np.array([resampled(scored, targets, np.random.default_rng(seed)) for seed in range(N_BOOTSTRAPS)])
 
 
 def all_scores(
@@ -166,7 +175,8 @@ def all_scores(
     """Scores by model, target, half and seed; and targets by half."""
     rows = halves(cohort)
     targets = {name: [values[half] for half in rows] for name, values in targets_of(cohort).items()}
-    models = ["edges", *variants, UNTRAINED]
+    variants = variants | {UNTRAINED: {"untrained": True}}
+    models = ["edges", *variants]
     found: dict[str, dict[str, list[list[np.ndarray]]]] = {
         model: {name: [[] for _ in rows] for name in targets} for model in models
     }
@@ -177,11 +187,16 @@ def all_scores(
                 started = time.process_time()
                 if model == "edges":
                     features = Connectome("fisher-z").fit_transform(unseen)
-                elif model == UNTRAINED:
-                    features = Embedder(Checkpoint.untrained(seen.atlas, preset(size), seed)).transform(unseen)
                 else:
-                    settings = settings_of(variants[model], size, seed, steps)
-                    checkpoint = pretrain(seen, settings, out / f"half{number}-{settings.digest}", progress=False)
+                    changes = dict(variants[model])
+                    untrained = changes.pop("untrained", False)
+                    settings = settings_of(changes, size, seed, steps)
+                    folder = out / f"half{number}-{settings.digest}"
+                    checkpoint = (
+                        Checkpoint.untrained(seen.atlas, settings, seed)
+                        if untrained
+                        else pretrain(seen, settings, folder, progress=False)
+                    )
                     features = Embedder(checkpoint).transform(unseen)
                 for name, of_half in targets.items():
                     found[model][name][number].append(scores(np.asarray(features), of_half[number]))
@@ -194,15 +209,15 @@ def report(
 ) -> None:
     """Print quality, difference to the reference and its interval."""
     for name, of_half in targets.items():
-        print(
-            f"\n{name} ({'AUC' if len(np.unique(of_half[0])) == 2 else 'r'}), n = {' + '.join(map(str, map(len, of_half)))}"
-        )
+        unit = "AUC" if len(np.unique(of_half[0])) == 2 else "r"
+        print(f"\n{name} ({unit}), n = {' + '.join(map(str, map(len, of_half)))}")
+        middle, draws = resampled(found[reference][name], of_half, None), bootstraps(found[reference][name], of_half)
         for model, scored in found.items():
-            line = f"  {model:52}{resampled(scored[name], of_half, None):8.3f}"
+            value = resampled(scored[name], of_half, None)
+            line = f"  {model:52}{value:8.3f}"
             if model not in ("edges", reference):
-                difference = resampled(scored[name], of_half, None) - resampled(found[reference][name], of_half, None)
-                low, high = interval(scored[name], found[reference][name], of_half)
-                line += f"{difference:+8.3f}  [{low:+.3f}, {high:+.3f}]"
+                low, high = np.percentile(bootstraps(scored[name], of_half) - draws, [2.5, 97.5])
+                line += f"{value - middle:+8.3f}  [{low:+.3f}, {high:+.3f}]"
             print(line, flush=True)
 
 

@@ -9,7 +9,6 @@ PART is one of
     transfer    pretrained on ABIDE, tested on CNI: ADHD, sex and age in 10 x 5-fold
     site        how well the site is read from features of people who were not in the pretraining
     retrieval   HCP: which of the people is this, REST1 -> REST2, whole runs and 60 s; pretrained on other people
-    membership  whether the weights tell who was in the pretraining
     layers      where a transformer loses what edges know: the same probe after each of its stages
     finetune    whether moving a transformer's weights for the task helps, on people of other sites than pretrained it
     atlas       the same encoder on ABIDE carried to another atlas (--bridged STORE, by `openbrainmass bridge`)
@@ -34,6 +33,7 @@ import pandas as pd
 import torch
 from pretraining import halves as rows_of_halves
 from pretraining import targets_of
+from sklearn.base import clone
 from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import KFold, StratifiedKFold
@@ -50,19 +50,22 @@ from openbrainmass.evaluation.results import Results
 from openbrainmass.evaluation.statistics import compare
 from openbrainmass.evaluation.tasks import Task
 from openbrainmass.evaluation.tuning import tuned
+from openbrainmass.evaluation.within_sites import WithinSites
 from openbrainmass.model.checkpoint import Checkpoint
 from openbrainmass.model.embedder import Embedder
 from openbrainmass.model.encoder import Encoder, sinusoidal_positions
 from openbrainmass.model.finetune import FineTuneClassifier
 from openbrainmass.model.in_fold import PretrainInFold
+from openbrainmass.model.matrix_log import matrix_log, shrunk
 from openbrainmass.model.pretrain import pretrain
 from openbrainmass.model.settings import preset
-from openbrainmass.model.tangent import LEAST_RECORDINGS, TangentEncoder, between_sites, matrix_log, whitening
 
 OURS = "pretrained + ridge"
 DEVELOPMENT = ("UM_1", "PITT", "MAX_MUN", "STANFORD", "OLIN", "SBL", "OHSU")
 SETTINGS = preset("tangent")
 N_SEEDS = 3
+N_VALUES = (100, 200)
+"""Of `WithinSites`."""
 
 
 def floors_of(kind: Literal["classification", "regression"]) -> dict[str, Any]:
@@ -157,31 +160,49 @@ def halves(site: np.ndarray, seed: int) -> np.ndarray:
 
 
 def site(options: argparse.Namespace) -> None:
-    """Balanced accuracy of a linear reader of the 14 sites, 5-fold among people who did not pretrain."""
+    """How well a linear reader tells the 14 sites among people who did not pretrain, and what the diagnosis keeps."""
     cohort = load_cohort(options.abide)
     names = cohort.table["site"].to_numpy(str)
+    fronts = {
+        "edges": Connectome("fisher-z"),
+        "tangent": Connectome("tangent"),
+        "pretrained": PretrainInFold(SETTINGS),
+        "pretrained tiny transformer, 200 steps": PretrainInFold(preset("tiny")),
+        **{f"edges, {n} values within sites": WithinSites(Connectome("fisher-z"), n) for n in N_VALUES},
+        **{f"pretrained, {n} values within sites": WithinSites(PretrainInFold(SETTINGS), n) for n in N_VALUES},
+    }
     rows = []
     for seed in range(N_SEEDS):
         seen = halves(names, seed)
-        new, own = cohort.select(~seen), names[~seen]
-        for model, front in {
-            "edges": Connectome("fisher-z"),
-            "tangent": Connectome("tangent"),
-            "pretrained": PretrainInFold(SETTINGS),
-            "pretrained tiny transformer, 200 steps": PretrainInFold(preset("tiny")),
-        }.items():
-            features = front.fit(cohort.select(seen)).transform(new)
-            told = np.empty_like(own)
-            for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(features, own):
-                reader = make_pipeline(StandardScaler(), RidgeClassifier(alpha=1e3, class_weight="balanced"))
-                told[test] = reader.fit(features[train], own[train]).predict(features[test])
-            rows.append({"model": model, "seed": seed, "accuracy": balanced_accuracy_score(y_true=own, y_pred=told)})
-    print(
-        pd.DataFrame(rows)
-        .pivot_table(index="model", columns="seed", values="accuracy", sort=False)
-        .round(3)
-        .to_string()
-    )
+        new = cohort.select(~seen)
+        for model, front in fronts.items():
+            features = clone(front).fit(cohort.select(seen)).transform(new)
+            rows.append({"model": model, "seed": seed, "accuracy": read_site(features, names[~seen], seed)})
+    found = pd.DataFrame(rows).pivot_table(index="model", columns="seed", values="accuracy", sort=False)
+    print(found.assign(mean=found.mean(axis=1)).round(3).to_string(), flush=True)
+    models: dict[str, Any] = {
+        name: make_pipeline(front, make_probe("ridge")) for name, front in fronts.items() if "within sites" in name
+    }
+    models |= {"edges + logistic": make_pipeline(Connectome("fisher-z"), make_probe("logistic"))}
+    task = Task.load("abide1-asd")
+    results = evaluate(models, cohort, task, protocols=("site-held-out",), n_jobs=options.jobs, progress=True)
+    results.save(options.out / "within-sites", reference="edges + logistic")
+    metrics = results.metrics()
+    print(metrics[metrics["metric"] == "auc"][["model", "value", "low", "high"]].round(3).to_string(index=False))
+    print(compare(results, "edges + logistic").round(4).to_string(index=False))
+
+
+def read_site(features: np.ndarray, names: np.ndarray, seed: int) -> float:
+    """Balanced accuracy of a linear reader in 5-fold, at the penalty of four that suits it best: an upper bound."""
+    found = []
+    for penalty in (0.005, 0.05, 0.5, 5.0):
+        told = np.empty_like(names)
+        for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(features, names):
+            ridge = RidgeClassifier(alpha=penalty * features.shape[1], class_weight="balanced")
+            reader = make_pipeline(StandardScaler(), ridge)
+            told[test] = reader.fit(features[train], names[train]).predict(features[test])
+        found.append(balanced_accuracy_score(y_true=names, y_pred=told))
+    return max(found)
 
 
 def retrieval(options: argparse.Namespace) -> None:
@@ -244,74 +265,6 @@ def _unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def membership(options: argparse.Namespace) -> None:
-    """Homer's attack (2008): is a person nearer to what the weights say of the mean than to the mean of other people?
-
-    The attacker has the person's FC and site, the weights, and the FC and sites of 110 other people, none of whom
-    pretrained, from whom the same weights are made. 115 more are the non-members. The more people pretrain, the less each of
-    them shows.
-    """
-    cohorts = [load_cohort(path) for path in (options.abide, options.cni)]
-    fc = torch.from_numpy(np.stack([correlation(bold) for cohort in cohorts for bold in cohort]))
-    sites = np.concatenate([cohort.table["site"].to_numpy(str) for cohort in cohorts])
-    encoder, rows = TangentEncoder(fc.shape[1], SETTINGS.encoder), []
-    encoder.whitener = whitening(encoder.shrunk(fc.mean(0)[None])[0].double(), SETTINGS.encoder.modes).float()
-    tokens = torch.cat([encoder.logarithms(some.float()) for some in fc.split(64)])
-    n_rois, n_sites = fc.shape[1], len(np.unique(sites))
-    for n_members, modes, site_modes in (
-        *((n, SETTINGS.encoder.modes, SETTINGS.encoder.site_modes) for n in (200, 400, 800)),
-        *((400, 1, 0), (400, 3, 0), (400, 10, 0), (400, n_rois, 0), (400, 1, 8), (800, 1, 0), (800, 1, 8)),
-    ):
-        for seed in range(10):
-            order = np.random.default_rng(seed).permutation(len(fc))
-            member, known, stranger = np.split(order[: n_members + 225], [n_members, n_members + 110])
-            asked = np.r_[member, stranger]
-            attacks = attacks_on_modes(encoder.shrunk(fc), member, known, asked, modes)
-            if site_modes:
-                attacks += attacks_on_sites(tokens, sites, member, known, asked, site_modes)
-            truth = np.arange(len(asked)) < n_members
-            best = max(roc_auc_score(y_true=truth, y_score=attack.numpy()) for attack in attacks)
-            kept = {"modes": "all" if modes == n_rois else modes, "site modes": min(site_modes, n_sites)}
-            rows.append({"members": n_members, **kept, "auc": best})
-    found = (
-        pd.DataFrame(rows).groupby(["members", "modes", "site modes"], sort=False)["auc"].agg(["mean", "std", "max"])
-    )
-    print(f"115 others; the strongest attack, ten draws\n{found.round(3).to_string()}")
-
-
-def attacks_on_modes(
-    shrunk: torch.Tensor, member: np.ndarray, known: np.ndarray, asked: np.ndarray, modes: int
-) -> list[torch.Tensor]:
-    """What the whitener gives away of the mean FC, compared with a person's FC as it is and whitened."""
-    means = [shrunk[group].mean(0).double() for group in (member, known)]
-    told = [torch.linalg.inv(torch.linalg.matrix_power(whitening(mean, modes), 2)) for mean in means]
-    difference, apart = told[0] - told[1], shrunk[asked].double() - means[1]
-    full = whitening(means[1], shrunk.shape[1])
-    return [(apart * difference).sum((1, 2)), ((full @ apart @ full) * (full @ difference @ full)).sum((1, 2))]
-
-
-def attacks_on_sites(
-    tokens: torch.Tensor, sites: np.ndarray, member: np.ndarray, known: np.ndarray, asked: np.ndarray, n_modes: int
-) -> list[torch.Tensor]:
-    """How much of a person lies along the site modes: as it is, within the site, and beyond one's own modes."""
-    told, own = (site_modes_of(tokens[group], sites[group])[:n_modes] for group in (member, known))
-    apart = tokens - tokens[known].mean(0)
-    length = (apart**2).sum((1, 2))
-    share = torch.einsum("nij,kij->nk", apart, told).square().sum(1) / length
-    by_own = torch.einsum("nij,kij->nk", apart, own).square().sum(1) / length
-    usual = {name: share[known[sites[known] == name]].mean() for name in np.unique(sites[known])}
-    within = share - torch.stack([usual.get(name, share[known].mean()) for name in sites])
-    return [share[asked], within[asked], (share - by_own)[asked]]
-
-
-def site_modes_of(tokens: torch.Tensor, sites: np.ndarray) -> torch.Tensor:
-    """Site modes of people, as `learn_tangent` has them."""
-    names, counts = np.unique(sites, return_counts=True)
-    names, counts = names[counts >= LEAST_RECORDINGS], counts[counts >= LEAST_RECORDINGS]
-    sums = torch.stack([tokens[sites == name].sum(0) for name in names])
-    return between_sites(sums, torch.from_numpy(counts))
-
-
 def layers(options: argparse.Namespace) -> None:
     """Ridge on what each stage of a transformer makes of people of other sites, pretrained on them and untrained."""
     cohort = load_cohort(options.abide)
@@ -334,13 +287,12 @@ def layers(options: argparse.Namespace) -> None:
 @torch.no_grad()
 def stages(encoder: Encoder, fc: torch.Tensor) -> dict[str, np.ndarray]:
     """Features (n, n_values) after each stage of a transformer, and the FC before it as edges and as a logarithm."""
-    eye = torch.eye(fc.shape[1])
     found = {
         "FC (Fisher z)": vectorize(fisher_z(fc)),
-        "FC (logarithm)": vectorize(matrix_log(0.7 * fc + 0.3 * eye)),
-        "input projection": encoder.project(fc).flatten(1),
+        "FC (logarithm)": vectorize(matrix_log(shrunk(fc, SETTINGS.encoder.shrinkage))),
+        "input projection": encoder.project(encoder.read_in(fc)).flatten(1),
     }
-    tokens = encoder.project(fc) + sinusoidal_positions(fc.shape[1], encoder.width)
+    tokens = encoder.project(encoder.read_in(fc)) + sinusoidal_positions(fc.shape[1], encoder.width)
     for number, layer in enumerate(encoder.layers):
         tokens = torch.cat([layer(some) for some in tokens.split(16)])
         found[f"layer {number + 1}"] = tokens.flatten(1)
@@ -381,7 +333,7 @@ def finetune(options: argparse.Namespace) -> None:
         for task in (Task.load("abide1-asd"), Task.load("sex")):
             started = time.perf_counter()
             results = evaluate(
-                models, new, task, protocols=("k-fold",), n_folds=3, n_repeats=1, n_jobs=options.jobs, progress=True
+                models, new, task, protocols=("k-fold",), n_folds=5, n_repeats=2, n_jobs=options.jobs, progress=True
             )
             results.save(options.out / f"finetune-half{number}-{task.name}", reference="frozen + logistic")
             print(f"\nhalf {number}, {task.name}, {len(new)} people: {time.perf_counter() - started:.0f} s")
@@ -408,7 +360,6 @@ PARTS = {
     "transfer": transfer,
     "site": site,
     "retrieval": retrieval,
-    "membership": membership,
     "layers": layers,
     "finetune": finetune,
     "atlas": atlas,

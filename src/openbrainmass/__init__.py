@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from openbrainmass.evaluation.statistics import compare
     from openbrainmass.evaluation.tasks import Task
     from openbrainmass.evaluation.tuning import calibrated, tuned
+    from openbrainmass.evaluation.within_sites import WithinSites
     from openbrainmass.interpretation.explain import explain
     from openbrainmass.model.checkpoint import Checkpoint
     from openbrainmass.model.convert import convert
@@ -72,6 +73,7 @@ _HOMES = {
     "rival_networks": "model.rivals",
     "Connectome": "evaluation.baselines",
     "Harmonised": "evaluation.harmonise",
+    "WithinSites": "evaluation.within_sites",
     "PROBES": "evaluation.probes",
     "Task": "evaluation.tasks",
     "evaluate": "evaluation.evaluate",

@@ -31,7 +31,6 @@ from openbrainmass.model.tangent import (
     TangentEncoder,
     between_sites,
     learn_tangent,
-    matrix_log,
     whitening,
 )
 
@@ -51,21 +50,6 @@ def checkpoint(cohort, tmp_path_factory) -> Checkpoint:
 def positive(rng: np.random.Generator, n: int) -> np.ndarray:
     values = rng.normal(size=(2 * n, n))
     return values.T @ values / (2 * n) + 0.1 * np.eye(n)
-
-
-@given(seed=st.integers(0, 1000), n=st.integers(2, 7))
-def test_the_logarithm_is_scipys(seed, n):
-    matrix = positive(np.random.default_rng(seed), n)
-    np.testing.assert_allclose(matrix_log(torch.from_numpy(matrix)).numpy(), logm(matrix), atol=1e-10)
-
-
-def test_the_gradient_is_right_also_where_eigenvalues_are_equal():
-    rng = np.random.default_rng(0)
-    equal = torch.eye(5, dtype=torch.float64) * 0.3
-    equal[:2, :2] = 0.7
-    equal[0, 0] = equal[1, 1] = 1.0
-    matrices = torch.stack([torch.from_numpy(positive(rng, 5)), torch.eye(5, dtype=torch.float64), equal])
-    assert torch.autograd.gradcheck(lambda m: matrix_log((m + m.mT) / 2), matrices.requires_grad_())
 
 
 def test_all_modes_whiten_the_mean_and_none_only_scale_it():

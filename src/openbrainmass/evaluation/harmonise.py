@@ -83,15 +83,18 @@ class Harmonised(TransformerMixin, BaseEstimator):
             If the recordings are no cohort, a site is missing, or it was not learnt and `unseen` is "error".
         """
         check_is_fitted(self)
-        return self._harmonised(_table(self.features_.transform(X), self.features_), self._sites(X))
+        return self._harmonised(
+            feature_table(self.features_.transform(X), self.features_, "Harmonised"),
+            sites_of(X, self.site, "Harmonised"),
+        )
 
     def _learn(self, X: Cohort, y: Any) -> tuple[np.ndarray, np.ndarray]:
         if self.unseen not in ("keep", "error"):
             raise OpenBrainMassError(f"Harmonised was given unseen={self.unseen!r}; choose keep or error.")
         make_combat = _combat()
-        sites = self._sites(X)
+        sites = sites_of(X, self.site, "Harmonised")
         self.features_ = clone(self.features)
-        features = _table(self.features_.fit_transform(X, y), self.features_)
+        features = feature_table(self.features_.fit_transform(X, y), self.features_, "Harmonised")
         names, counts = np.unique(sites, return_counts=True)
         self.sites_ = tuple(str(name) for name in names[counts >= LEAST_RECORDINGS])
         rows = np.isin(sites, self.sites_)
@@ -119,26 +122,6 @@ class Harmonised(TransformerMixin, BaseEstimator):
             out[np.ix_(rows, self.varies_)] = np.asarray(moved)
         return out.astype(np.float32)
 
-    def _sites(self, X: Cohort) -> np.ndarray:
-        if not isinstance(X, Cohort):
-            raise OpenBrainMassError(
-                f"Harmonised was given {type(X).__name__}; sites are a column of a cohort's table. Give a Cohort."
-            )
-        table = X.table
-        if self.site not in table:
-            raise OpenBrainMassError(
-                f"Cohort {X.name} has no column {self.site} to harmonise over; it has {', '.join(table.columns)}. Name "
-                "the column of the site, or evaluate without harmonisation."
-            )
-        sites = np.array([code(value) for value in table[self.site]])
-        if (sites == "").any():
-            who = table["recording_id"].to_numpy()[sites == ""]
-            raise OpenBrainMassError(
-                f"{len(who)} recordings of cohort {X.name} have no {self.site} (the first is {who[0]}), so they cannot be "
-                "harmonised. Fill the column in, or leave them out (select)."
-            )
-        return sites
-
     def __sklearn_tags__(self) -> Any:
         return accept_recordings(super().__sklearn_tags__())
 
@@ -154,12 +137,47 @@ def _combat() -> Any:
     return ComBat
 
 
-def _table(features: Any, maker: Any) -> np.ndarray:
-    values = np.asarray(features, dtype=np.float64)
+def sites_of(X: Cohort, column: str, asked_by: str) -> np.ndarray:
+    """Site of each recording of a cohort, (n,), as `asked_by` needs it to make sites alike.
+
+    Raises
+    ------
+    OpenBrainMassError
+        If X is no cohort, has no such column, or a recording has no site.
+    """
+    if not isinstance(X, Cohort):
+        raise OpenBrainMassError(
+            f"{asked_by} was given {type(X).__name__}; sites are a column of a cohort's table. Give a Cohort."
+        )
+    table = X.table
+    if column not in table:
+        raise OpenBrainMassError(
+            f"Cohort {X.name} has no column {column} to harmonise over; it has {', '.join(table.columns)}. Name "
+            "the column of the site, or evaluate without harmonisation."
+        )
+    sites = np.array([code(value) for value in table[column]])
+    if (sites == "").any():
+        who = table["recording_id"].to_numpy()[sites == ""]
+        raise OpenBrainMassError(
+            f"{len(who)} recordings of cohort {X.name} have no {column} (the first is {who[0]}), so they cannot be "
+            "harmonised. Fill the column in, or leave them out (select)."
+        )
+    return sites
+
+
+def feature_table(values: Any, maker: Any, asked_by: str) -> np.ndarray:
+    """Features of recordings (n, n_features), float64, as `asked_by` needs them.
+
+    Raises
+    ------
+    OpenBrainMassError
+        If they are no table of finite numbers.
+    """
+    values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise OpenBrainMassError(
             f"{type(maker).__name__} made features of shape {values.shape}"
-            f"{'' if np.isfinite(values).all() else ' with values that are not finite'}; Harmonised needs a finite table "
+            f"{'' if np.isfinite(values).all() else ' with values that are not finite'}; {asked_by} needs a finite table "
             "(n_recordings, n_features), such as Connectome('fisher-z') makes."
         )
     return values

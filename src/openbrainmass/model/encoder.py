@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.model.dropout import dropout, dropout_positive, relu_dropout
+from openbrainmass.model.matrix_log import matrix_log, shrunk
 from openbrainmass.model.settings import EncoderSettings
 
 
@@ -97,6 +98,13 @@ class Encoder(nn.Module):
         """Values of an embedding: ``readout * n_rois``."""
         return self.settings.embedding_size(self.n_rois)
 
+    def read_in(self, fc: torch.Tensor) -> torch.Tensor:
+        """What tokens are made of: FC ``(n, n_rois, n_rois)`` as it is, or the logarithm of its mixture with the identity."""
+        require_fc(fc, self.n_rois)
+        if self.settings.input == "fc":
+            return fc
+        return matrix_log(shrunk(fc.float(), self.settings.shrinkage)).to(fc.dtype)
+
     def run_layers(self, tokens: torch.Tensor) -> torch.Tensor:
         """Pass tokens ``(n, length, width)`` through every layer."""
         for layer in self.layers:
@@ -115,8 +123,7 @@ class Encoder(nn.Module):
         -------
         Tensor (n, n_rois, width)
         """
-        require_fc(fc, self.n_rois)
-        tokens = self.project(fc)
+        tokens = self.project(self.read_in(fc))
         if self.settings.positions == "both":
             tokens = tokens + positions_on(tokens.device, self.n_rois, self.width).to(tokens.dtype)
         return self.run_layers(tokens)

@@ -112,6 +112,7 @@ class MaskedModelling(nn.Module):
         ----------
         encoder : Encoder
         fc : Tensor (n, n_rois, n_rois)
+            As the encoder reads it in (`Encoder.read_in`).
         hidden : Tensor (n, n_rois), bool
             True where an ROI is masked.
 
@@ -144,6 +145,7 @@ class MaskedModelling(nn.Module):
         to_reconstruct, to_identify : Tensor (n, count), int64
             The masked ROIs of each part.
         """
+        fc = encoder.read_in(fc)
         weights, parts = self.settings, []
         if weights.reconstruction or weights.lra_online == "masked":
             parts.append((to_reconstruct, self.reconstruct))

@@ -22,8 +22,10 @@ class EncoderSettings(Settings):
     kind : {"transformer", "tangent"}
         The transformer of the paper, or the tangent space of the pretraining people, learnt in closed form
         (`openbrainmass.model.tangent`): for that only ``shrinkage``, ``modes`` and ``site_modes`` mean anything.
+    input : {"fc", "logarithm"}
+        What rows of are a transformer's tokens, and what it reconstructs: FC (the paper), or its matrix logarithm.
     shrinkage : float
-        Share of the identity in the FC that a tangent encoder reads.
+        Share of the identity in the FC whose logarithm is taken, by a transformer or a tangent encoder.
     modes : int
         How many eigenvectors of the mean FC a tangent encoder learns. The fewer, the less of any person is in its weights.
     site_modes : int
@@ -42,6 +44,7 @@ class EncoderSettings(Settings):
     """
 
     kind: Literal["transformer", "tangent"] = "transformer"
+    input: Literal["fc", "logarithm"] = "fc"
     shrinkage: float = Field(default=0.3, gt=0, lt=1)
     modes: int = Field(default=1, ge=0)
     site_modes: int = Field(default=3, ge=0)

@@ -15,7 +15,6 @@ numbers of so many people that membership can hardly be told from them; from who
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch import nn
 
 from openbrainmass.connectivity import correlation
 from openbrainmass.model.encoder import require_fc
+from openbrainmass.model.matrix_log import matrix_log, shrunk
 from openbrainmass.model.scans import Scans
 from openbrainmass.model.settings import EncoderSettings
 
@@ -65,8 +65,7 @@ class TangentEncoder(nn.Module):
     def shrunk(self, fc: torch.Tensor) -> torch.Tensor:
         """FC ``(n, n_rois, n_rois)`` with its share of the identity: positive definite."""
         require_fc(fc, self.n_rois)
-        eye = torch.eye(self.n_rois, dtype=fc.dtype, device=fc.device)
-        return (1 - self.settings.shrinkage) * fc + self.settings.shrinkage * eye
+        return shrunk(fc, self.settings.shrinkage)
 
     def tokens(self, fc: torch.Tensor) -> torch.Tensor:
         """``log(W S W)`` of shrunk FC S, without its part along the site modes.
@@ -97,37 +96,6 @@ class TangentEncoder(nn.Module):
     def forward(self, fc: torch.Tensor) -> torch.Tensor:
         """Embed FC ``(n, n_rois, n_rois)``."""
         return self.read_out(self.tokens(fc))
-
-
-class _MatrixLog(torch.autograd.Function):
-    """Logarithm of symmetric positive definite matrices, with a gradient that equal eigenvalues do not spoil.
-
-    Differentiating through eigenvectors divides by differences of eigenvalues, of which shrunk FC of short scans has
-    many that are 0; the Daleckii-Krein formula divides differences of logarithms by them, whose limit is known.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, matrices: torch.Tensor) -> torch.Tensor:
-        values, vectors = torch.linalg.eigh(matrices)
-        values = values.clamp_min(torch.finfo(values.dtype).tiny)
-        ctx.save_for_backward(values, vectors)
-        return (vectors * values.log()[..., None, :]) @ vectors.mT
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        values, vectors = ctx.saved_tensors
-        logs = values.log()
-        apart = values[..., :, None] - values[..., None, :]
-        close = apart.abs() <= 1e-4 * (values[..., :, None] + values[..., None, :])
-        middle = 2 / (values[..., :, None] + values[..., None, :])
-        ratio = torch.where(close, middle, (logs[..., :, None] - logs[..., None, :]) / apart.where(~close, 1.0))
-        symmetric = (gradients[0] + gradients[0].mT) / 2
-        return vectors @ (ratio * (vectors.mT @ symmetric @ vectors)) @ vectors.mT
-
-
-def matrix_log(matrices: torch.Tensor) -> torch.Tensor:
-    """Logarithm of symmetric positive definite matrices ``(..., n, n)``; differentiable."""
-    return _MatrixLog.apply(matrices)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()

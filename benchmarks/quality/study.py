@@ -320,7 +320,7 @@ def finetune(options: argparse.Namespace) -> None:
         others = cohort.select(np.setdiff1d(np.arange(len(cohort)), rows))
         checkpoint = pretrain(others, preset("tiny"), options.out / f"layers-half{1 - number}", progress=False)
         untrained = Checkpoint.untrained(cohort.atlas, preset("tiny"))
-        moved = {"patience": 5, "epochs": 20}
+        moved: dict[str, Any] = {"patience": 5, "epochs": 20}
         models: dict[str, Any] = {
             "frozen + logistic": make_pipeline(Embedder(checkpoint), make_probe("logistic")),
             "head": FineTuneClassifier(checkpoint, layers="head", **moved),

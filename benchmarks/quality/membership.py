@@ -38,9 +38,9 @@ def membership(stores: list[Path]) -> None:
     fc = torch.from_numpy(np.stack([correlation(bold) for cohort in cohorts for bold in cohort]))
     sites = np.concatenate([cohort.table["site"].to_numpy(str) for cohort in cohorts])
     encoder, rows = TangentEncoder(fc.shape[1], ENCODER), []
-    encoder.whitener = whitening(encoder.shrunk(fc.mean(0)[None])[0].double(), ENCODER.modes).float()
+    encoder.whitener = whitening(encoder.shrunk(fc.mean(0)[None])[0], ENCODER.modes).float()
     tokens = torch.cat([encoder.logarithms(some.float()) for some in fc.split(64)])
-    n_rois, n_sites = fc.shape[1], len(np.unique(sites))
+    n_rois, shrunk = fc.shape[1], encoder.shrunk(fc)
     for n_members, modes, site_modes in (
         *((n, ENCODER.modes, ENCODER.site_modes) for n in (200, 400, 800)),
         *((400, 1, 0), (400, 3, 0), (400, 10, 0), (400, n_rois, 0), (400, 1, 8), (800, 1, 0), (800, 1, 8)),
@@ -49,12 +49,12 @@ def membership(stores: list[Path]) -> None:
             order = np.random.default_rng(seed).permutation(len(fc))
             member, known, stranger = np.split(order[: n_members + 225], [n_members, n_members + 110])
             asked = np.r_[member, stranger]
-            attacks = attacks_on_modes(encoder.shrunk(fc), member, known, asked, modes)
+            attacks = attacks_on_modes(shrunk, member, known, asked, modes)
             if site_modes:
                 attacks += attacks_on_sites(tokens, sites, member, known, asked, site_modes)
             truth = np.arange(len(asked)) < n_members
             best = max(roc_auc_score(y_true=truth, y_score=attack.numpy()) for attack in attacks)
-            kept = {"modes": "all" if modes == n_rois else modes, "site modes": min(site_modes, n_sites)}
+            kept = {"modes": "all" if modes == n_rois else modes, "site modes": site_modes}
             rows.append({"members": n_members, **kept, "auc": best})
     found = (
         pd.DataFrame(rows).groupby(["members", "modes", "site modes"], sort=False)["auc"].agg(["mean", "std", "max"])

@@ -287,12 +287,13 @@ def layers(options: argparse.Namespace) -> None:
 @torch.no_grad()
 def stages(encoder: Encoder, fc: torch.Tensor) -> dict[str, np.ndarray]:
     """Features (n, n_values) after each stage of a transformer, and the FC before it as edges and as a logarithm."""
+    projected = encoder.project(encoder.read_in(fc))
     found = {
         "FC (Fisher z)": vectorize(fisher_z(fc)),
         "FC (logarithm)": vectorize(matrix_log(shrunk(fc, SETTINGS.encoder.shrinkage))),
-        "input projection": encoder.project(encoder.read_in(fc)).flatten(1),
+        "input projection": projected.flatten(1),
     }
-    tokens = encoder.project(encoder.read_in(fc)) + sinusoidal_positions(fc.shape[1], encoder.width)
+    tokens = projected + sinusoidal_positions(fc.shape[1], encoder.width)
     for number, layer in enumerate(encoder.layers):
         tokens = torch.cat([layer(some) for some in tokens.split(16)])
         found[f"layer {number + 1}"] = tokens.flatten(1)
@@ -318,7 +319,7 @@ def finetune(options: argparse.Namespace) -> None:
     for number, rows in enumerate(rows_of_halves(cohort)):
         new = cohort.select(rows)
         others = cohort.select(np.setdiff1d(np.arange(len(cohort)), rows))
-        checkpoint = pretrain(others, preset("tiny"), options.out / f"layers-half{1 - number}", progress=False)
+        checkpoint = pretrain(others, preset("tiny"), options.out / f"layers-half{number}", progress=False)
         untrained = Checkpoint.untrained(cohort.atlas, preset("tiny"))
         moved: dict[str, Any] = {"patience": 5, "epochs": 20}
         models: dict[str, Any] = {

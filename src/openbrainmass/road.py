@@ -6,6 +6,7 @@ is not done again, so a run that was cut off goes on where it stopped.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from openbrainmass.cohort.quality import QualitySettings
 from openbrainmass.cohort.simulate import simulate_cohort
 from openbrainmass.cohort.source import ReadingSettings
 from openbrainmass.cohort.store import load_cohort
-from openbrainmass.durable import MISSING, make_folder, new_file, read_json, write_json
+from openbrainmass.durable import make_folder, read_json, write_json, write_rows
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.abstention import coverage_curve
 from openbrainmass.evaluation.audit.audit import audit
@@ -338,21 +339,18 @@ def explain_checkpoint(
 def write_embeddings(cohort: Cohort, checkpoint: str | Path, out: str | Path, precision: Precision = "float32") -> None:
     """Embed a cohort, a batch at a time, into one TSV: what its tables say, then a column a value."""
     table = cohort.table.drop(columns=["digest", "shard"], errors="ignore")
-    start = 0
-    with new_file(out) as handle:
-        for values in embedded_batches(cohort, Checkpoint.load(checkpoint), precision=precision):
-            if start == 0:
-                names = [f"e{number}" for number in range(values.shape[1])]
-                header = pd.DataFrame(columns=[*table.columns, *names])
-                handle.write(header.to_csv(sep="\t", index=False).encode())
-            # pandas takes six times as long to write the 20,000 columns of a tangent encoder.
-            line = "\t".join(["", *["%.6g"] * values.shape[1]]) + "\n"
-            for number, row in enumerate(values, start):
-                known = table.iloc[[number]].to_csv(
-                    sep="\t", index=False, header=False, na_rep=MISSING, float_format="%.6g"
-                )
-                handle.write((known.removesuffix("\n") + line % tuple(row.tolist())).encode())
-            start += len(values)
+    opened = Checkpoint.load(checkpoint)
+    names = [f"e{number}" for number in range(opened.encoder().embedding_size)]
+    batches = embedded_batches(cohort, opened, precision=precision)
+    values = ([f"{value:.6g}" for value in row.tolist()] for batch in batches for row in batch)
+    known = ({str(name): _short(value) for name, value in row.items()} for row in table.to_dict("records"))
+    # pandas takes six times as long to write the 20,000 columns of a tangent encoder.
+    rows = (row | dict(zip(names, own, strict=True)) for row, own in zip(known, values, strict=True))
+    write_rows(out, [*table.columns, *names], rows)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) and not math.isnan(value) else value
 
 
 def _changed(size: str, recipe: str, changes: Mapping[str, Any], source: str) -> PretrainSettings:

@@ -109,7 +109,7 @@ class LogisticProbe(_Binary):
             elif X.shape[1] <= X.shape[0]:
                 self.coef_ = solver.fit(X.astype(np.float64), codes).coef_
             else:
-                lengths, directions = _row_space(X)
+                lengths, directions = row_space(X)
                 solver.fit(directions * lengths, codes)
                 self.coef_ = ((directions / lengths) @ solver.coef_[0])[None] @ X
         self.intercept_ = solver.intercept_
@@ -128,7 +128,7 @@ class LogisticProbe(_Binary):
         return np.column_stack([1 - positive, positive])
 
 
-def _row_space(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def row_space(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Singular values of a wide matrix, without those that are rounding, and their left singular vectors."""
     values, vectors = eigh((X @ X.T).astype(np.float64))
     keep = values > values[-1] * len(X) * np.finfo(X.dtype).eps

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
-from scipy.linalg import eigh
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
@@ -14,6 +13,7 @@ from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
 from openbrainmass.evaluation.baselines import accept_recordings
 from openbrainmass.evaluation.harmonise import feature_table, sites_of
+from openbrainmass.evaluation.probes import row_space
 
 
 class WithinSites(TransformerMixin, BaseEstimator):
@@ -101,6 +101,7 @@ class WithinSites(TransformerMixin, BaseEstimator):
 
 def _directions(rows: np.ndarray) -> np.ndarray:
     """Right singular vectors of rows (n, n_features), strongest first, without those that are rounding."""
-    squares, left = eigh(rows @ rows.T)
-    keep = squares[::-1] > max(squares[-1], 1e-12) * len(rows) * np.finfo(float).eps * 1e3
-    return (left[:, ::-1][:, keep] / np.sqrt(squares[::-1][keep])).T @ rows
+    lengths, left = row_space(rows)
+    # The rows are means or residuals, so some directions are nothing but the rounding of a difference.
+    keep = lengths > max(1e-5 * lengths[-1], 1e-9)
+    return (left[:, keep] / lengths[keep]).T[::-1] @ rows

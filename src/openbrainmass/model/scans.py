@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
 
 from openbrainmass.atlas import Atlas
 from openbrainmass.cohort.cohort import Cohort
 from openbrainmass.errors import OpenBrainMassError
+from openbrainmass.evaluation.tasks import code
 
 _ORDER_STREAM = 0x6F72646572
 
@@ -57,9 +57,9 @@ class Scans:
     def sites(self) -> list[tuple[str, str] | None]:
         """Cohort and site of each scan; None where its site is not known."""
         return [
-            (cohort.name, str(site)) if pd.notna(site) and str(site) else None
+            (cohort.name, code(site)) if code(site) else None
             for cohort in self.cohorts
-            for site in cohort.table.get("site", pd.Series([None] * len(cohort)))
+            for site in cohort.table.get("site", [None] * len(cohort))
         ]
 
     @property

@@ -23,7 +23,7 @@ class EncoderSettings(Settings):
         The transformer of the paper, or the tangent space of the pretraining people, learnt in closed form
         (`openbrainmass.model.tangent`): for that only ``shrinkage``, ``modes`` and ``site_modes`` mean anything.
     input : {"fc", "logarithm"}
-        What rows of are a transformer's tokens, and what it reconstructs: FC (the paper), or its matrix logarithm.
+        What a transformer's tokens are rows of, and what it reconstructs: FC (the paper), or its matrix logarithm.
     shrinkage : float
         Share of the identity in the FC whose logarithm is taken, by a transformer or a tangent encoder.
     modes : int

@@ -136,7 +136,7 @@ def learn_tangent(scans: Scans, settings: EncoderSettings, estimator: str = "pea
 
 
 def between_sites(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Patterns in which sites differ, from the one of most variance between people on.
+    """Patterns in which sites differ, the one of most variance between them first.
 
     Each site's difference to the mean of all is cut to its `SITE_RANK` strongest eigenvectors, which are the same for a whole
     site, while what a few people happen to add to a mean is spread over all of them.
